@@ -1,0 +1,111 @@
+"""Everything an operator can set, read once from the environment (`FLEET_*`) and `.env`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from common.failures import ConfigurationError
+from common.model import explain
+
+
+class Settings(BaseSettings):
+    """Settings of one process. Passed down; no other module reads the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FLEET_", env_file=".env", extra="ignore", frozen=True,
+        use_attribute_docstrings=True,
+    )  # fmt: skip
+
+    # Where things are
+    redis_url: str | None = None
+    """Valkey or Redis >= 7. Absent: `fleet up` starts an embedded Valkey."""
+    output: Path = Path("output")
+    """The store: trajectories, blobs, reviews, rejected lines."""
+    cache: Path = Field(
+        default_factory=lambda: (
+            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trajectory-fleet"
+        )
+    )
+    """Model weights, fetched once."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """/metrics, /healthz, /readyz. 0: a free port, printed in the log."""
+    metrics_host: str = "127.0.0.1"
+    log_level: str = "INFO"
+
+    # The queue
+    lease: float = Field(default=30.0, gt=0)
+    """Seconds after which a silent owner loses its work. Renewed every third of it."""
+    max_deliveries: int = Field(default=3, ge=1)
+    """Consumers that may die on an entry before it is dead-lettered as poison."""
+    max_retries: int = Field(default=5, ge=0)
+    """Retries of an attempt that infrastructure broke."""
+    retry_delay: float = Field(default=2.0, gt=0)
+    """Seconds before the first retry; doubles each time, with jitter, up to 5 minutes."""
+    max_backlog: int = Field(default=100_000, ge=1)
+    """Waiting entries per scene before the dispatcher holds back."""
+    ledger_ttl: float = Field(default=7 * 86_400.0, gt=0)
+    """Seconds a finished task's id is remembered."""
+    drain_grace: float = Field(default=30.0, ge=0)
+    """Seconds running episodes get to end after SIGTERM before they are handed back."""
+    max_line_bytes: int = Field(default=1 << 20, ge=1024)
+    """The longest line of tasks.jsonl that is read."""
+
+    # Workers
+    concurrency: int = Field(default=8, ge=1, le=1000)
+    sandbox: str = "nsjail"
+    step_timeout: float = Field(default=30.0, gt=0)
+    """Seconds for one tool call."""
+
+    # Models, in the order in which they are chosen when several are set
+    gemini_api_key: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("FLEET_GEMINI_API_KEY", "GEMINI_API_KEY")
+    )
+    deepseek_api_key: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("FLEET_DEEPSEEK_API_KEY", "DEEPSEEK_API_KEY")
+    )
+    openai_api_key: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("FLEET_OPENAI_API_KEY", "OPENAI_API_KEY")
+    )
+    dashscope_api_key: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("FLEET_DASHSCOPE_API_KEY", "DASHSCOPE_API_KEY")
+    )
+    llm_base_url: str | None = None
+    """Any OpenAI-compatible URL (vLLM, Ollama, SGLang): `http://host:8000/v1`."""
+    llm_api_key: SecretStr | None = None
+    llm_provider: str | None = None
+    """Forces one: gemini, deepseek, openai, dashscope, custom, embedded."""
+    llm_model: str | None = None
+    """Instead of the provider's default model."""
+    llm_deadline: float = Field(default=120.0, gt=0)
+    """Seconds for one model call, its retries included."""
+    llm_rate_limit_budget: float = Field(default=600.0, ge=0)
+    """Seconds one call may wait for 429s before the task goes back to the queue."""
+    llm_concurrency: int = Field(default=64, ge=1)
+    """Calls in flight per process."""
+    model_file: Path | None = None
+    """A GGUF file for the embedded model, instead of the pinned one."""
+    embedded_url: str | None = None
+    """Where an embedded model already listens (set by `fleet up` for its workers)."""
+    embedded_key: SecretStr | None = None
+
+    parent_pid: int | None = None
+    """Set by `fleet up`: end when that process is gone."""
+
+    @cached_property
+    def host(self) -> str:
+        return socket.gethostname()
+
+
+def load(**overrides: object) -> Settings:
+    """Read the settings. Raises `ConfigurationError` naming variable and reason."""
+    try:
+        return Settings(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        what = "; ".join(f"FLEET_{field.upper()}: {reason}" for field, reason in explain(error))
+        raise ConfigurationError(f"bad settings: {what}") from None
