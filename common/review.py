@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from common.model import Contract
 from common.task import Change
@@ -32,7 +32,7 @@ class Proposal(Contract):
     evidence: tuple[int, ...] = ()
     """Step ids."""
 
-    model_config = {**Contract.model_config, "validate_by_name": True, "serialize_by_alias": True}
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
 
 class Review(Contract):

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from common.model import Contract
 
@@ -112,9 +112,7 @@ class AnswerCheck(_CheckBase):
     ignore_case: bool = True
 
 
-Check = Annotated[
-    StdoutCheck | CommandCheck | FileCheck | AnswerCheck, Field(discriminator="type")
-]
+Check = Annotated[StdoutCheck | CommandCheck | FileCheck | AnswerCheck, Field(discriminator="type")]
 
 
 class ReferenceAction(Contract):
@@ -240,7 +238,7 @@ class Change(Contract):
     reason: str
     level: Literal["green", "yellow", "red"]
 
-    model_config = {**Contract.model_config, "validate_by_name": True, "serialize_by_alias": True}
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
 
 class RevisionScore(Contract):

@@ -1,0 +1,56 @@
+"""JSON lines on stderr: what happened, to which task, and never a secret or an observation."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Any
+
+import orjson
+import structlog
+from structlog.tracebacks import ExceptionDictTransformer
+from structlog.typing import EventDict, WrappedLogger
+
+_SECRET_KEY = re.compile(r"(api_?key|authorization|password|secret|token)$", re.IGNORECASE)
+_SECRET_TEXT = re.compile(r"(sk-[\w-]{8,}|Bearer\s+[\w.~+/-]{8,}|://[^\s/@:]*:[^\s/@]+@)")
+
+
+def _redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    for key, value in event.items():
+        if _SECRET_KEY.search(key):
+            event[key] = "[redacted]"
+        elif isinstance(value, str):
+            event[key] = scrub(value)
+    return event
+
+
+def scrub(text: str) -> str:
+    """Return ``text`` without anything that looks like a key or a password in a URL."""
+    return _SECRET_TEXT.sub("[redacted]", text)
+
+
+def configure(level: str, *, service: str, **bound: Any) -> None:
+    """Set logging up for this process; every line carries ``service`` and ``bound``."""
+    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(service=service, **bound)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+            # Local variables may hold keys and prompts: they stay out of tracebacks.
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
+            _redact,
+            structlog.processors.JSONRenderer(serializer=orjson.dumps, default=str),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
+        cache_logger_on_first_use=False,
+    )
+
+
+def logger(name: str) -> Any:
+    """Return a logger; events are dotted and stable: `attempt.finished`."""
+    return structlog.get_logger(part=name)

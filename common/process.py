@@ -1,0 +1,42 @@
+"""Small things every process of the fleet does about itself: dying with its parent, its id."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int | None) -> None:
+    """Ask the kernel to end this process (SIGTERM) when ``parent_pid``, its parent, is gone."""
+    if parent_pid is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it went before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def consumer_name() -> str:
+    """Return a name for this incarnation. Never a pid: in a container that is always 1."""
+    host = "".join(c if c.isalnum() or c in "-." else "-" for c in socket.gethostname())[:40]
+    return f"{host}-{secrets.token_hex(4)}"
+
+
+def drain_on_signal(draining: asyncio.Event) -> None:
+    """Set ``draining`` on SIGTERM and SIGINT."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, draining.set)
+
+
+def free_port() -> int:
+    """Return a TCP port on 127.0.0.1 that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,53 @@
+"""The names of everything a scene keeps in Redis; all of it in one Cluster slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LANES = ("hi", "mid", "lo")
+"""Priority 8-10, 4-7, 1-3. Lane numbers in the scripts count from 1 in this order."""
+
+WORKERS = "workers"
+REVIEWERS = "reviewers"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of one scene. `tasks:code` and `{tasks:code}:hi` hash to the same slot."""
+
+    scene: str
+
+    @property
+    def prefix(self) -> str:
+        return f"fleet:{{tasks:{self.scene}}}:"
+
+    @property
+    def lanes(self) -> tuple[str, str, str]:
+        base = f"tasks:{self.scene}"
+        return (f"{{{base}}}:hi", base, f"{{{base}}}:lo")
+
+    @property
+    def events(self) -> str:
+        return self.prefix + "events"
+
+    @property
+    def dead(self) -> str:
+        return self.prefix + "dead"
+
+    @property
+    def delayed(self) -> str:
+        return self.prefix + "delayed"
+
+    @property
+    def stats(self) -> str:
+        return self.prefix + "stats"
+
+    @property
+    def cursor(self) -> str:
+        return self.prefix + "cursor"
+
+    def ledger(self, task_id: str) -> str:
+        return f"{self.prefix}t:{task_id}"
+
+    def card(self, consumer: str) -> str:
+        return f"{self.prefix}w:{consumer}"

@@ -1,0 +1,22 @@
+-- promote: move delayed work whose time has come into its stream.
+--
+-- KEYS  prefix, hi, mid, lo
+-- ARGV  limit
+-- Reply number moved
+local function promote(keys, argv)
+  local prefix = keys[1]
+  local due = redis.call('ZRANGE', prefix .. 'delayed', '-inf', now_ms(), 'BYSCORE',
+    'LIMIT', 0, argv[1])
+  for _, member in ipairs(due) do
+    local lane, unit, id = member:match('^(%d)|([^|]+)|(.+)$')
+    local ledger = prefix .. 't:' .. id
+    local payload = redis.call('HGET', ledger, 'p:' .. unit)
+    redis.call('ZREM', prefix .. 'delayed', member)
+    redis.call('XADD', keys[tonumber(lane) + 1], '*', 'id', id, 'u', unit, 'p', payload)
+    redis.call('HDEL', ledger, 'p:' .. unit)
+    redis.call('HSET', ledger, 'u:' .. unit, 'queued')
+  end
+  return #due
+end
+
+register('promote', promote)

@@ -1,0 +1,46 @@
+-- settle: end leases on committed attempts with the reviewer's decision; fenced.
+--
+-- KEYS  prefix, events, hi, mid, lo
+-- ARGV  consumer, ledger ttl (ms), then per lease eleven fields: entry, deliveries, task id, unit,
+--       verdict (passed|failed|unverified), decision (accepted|rejected|human|iterate),
+--       score ('' = none), record (JSON, for the decision log), and for `iterate`
+--       next lane (1-3), next payload (JSON), next unit; else three times ""
+-- Reply per lease 1, 2 or 0 as in commit
+local function settle(keys, argv)
+  local prefix, events, consumer, ttl = keys[1], keys[2], argv[1], argv[2]
+  local reply = {}
+  for i = 3, #argv, 11 do
+    local entry, deliveries, id, unit = argv[i], argv[i + 1], argv[i + 2], argv[i + 3]
+    local verdict, decision, score, record = argv[i + 4], argv[i + 5], argv[i + 6], argv[i + 7]
+    local lane, payload, next_unit = argv[i + 8], argv[i + 9], argv[i + 10]
+    local ledger = prefix .. 't:' .. id
+    local token = consumer .. '/' .. entry .. '/' .. deliveries
+    if not owns(events, 'reviewers', consumer, entry, deliveries) then
+      local before = redis.call('HGET', ledger, 'k:review:' .. unit) == token
+      if not before then count(prefix, 'lost') end
+      reply[#reply + 1] = before and 2 or 0
+    else
+      redis.call('HSET', ledger, 'k:review:' .. unit, token)
+      if score ~= '' and tonumber(score) > tonumber(redis.call('HGET', ledger, 'score') or -1) then
+        redis.call('HSET', ledger, 'score', score)
+      end
+      redis.call('XADD', prefix .. 'decisions', 'MAXLEN', '~', 100000, '*', 'id', id, 'u', unit,
+        'decision', decision, 'p', record)
+      count(prefix, 'reviewed')
+      count(prefix, verdict)
+      count(prefix, decision)
+      if decision == 'iterate' then
+        redis.call('HSET', ledger, 'u:' .. unit, 'iterated', 'u:' .. next_unit, 'queued')
+        redis.call('XADD', keys[tonumber(lane) + 2], '*', 'id', id, 'u', next_unit, 'p', payload)
+        count(prefix, 'units')
+      else
+        end_unit(prefix, id, unit, decision, ttl)
+      end
+      drop(events, 'reviewers', entry)
+      reply[#reply + 1] = 1
+    end
+  end
+  return reply
+end
+
+register('settle', settle)

@@ -1,0 +1,35 @@
+"""What several tests need: tasks in one line, and waiting without sleeping."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from common.task import Assignment, Task
+
+
+def task(task_id: str = "t", **fields: Any) -> Task:
+    return Task.model_validate(
+        {"task_id": task_id, "task_type": "code", "description": "Print 1.", **fields}
+    )
+
+
+def units(task_: Task) -> list[Assignment]:
+    return [Assignment(task=task_, sample=s) for s in range(task_.samples)]
+
+
+async def eventually(
+    true: Callable[[], bool | Awaitable[bool]], what: str, *, within: float = 20.0
+) -> None:
+    """Return once ``true()`` holds; fail naming ``what`` after ``within`` seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        held = true()
+        if isinstance(held, Awaitable):
+            held = await held
+        if held:
+            return
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        await asyncio.sleep(0.02)
