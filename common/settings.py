@@ -94,6 +94,8 @@ class Settings(BaseSettings):
     """Where an embedded model already listens (set by `fleet up` for its workers)."""
     embedded_key: SecretStr | None = None
 
+    commit: str | None = None
+    """Of this code, for the provenance of trajectories; set by image builds and `fleet up`."""
     parent_pid: int | None = None
     """Set by `fleet up`: end when that process is gone."""
 

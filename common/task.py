@@ -261,6 +261,8 @@ class Assignment(Contract):
     changes: tuple[Change, ...] = ()
     """What this revision changed against the one before."""
     history: tuple[RevisionScore, ...] = ()
+    original_max_steps: int | None = None
+    """`max_steps` of the first revision, where a review raised it."""
 
     @property
     def unit(self) -> str:

@@ -91,6 +91,8 @@ class Step(Contract):
     """Model calls that led to this step; the first step of a turn carries them."""
     parse: Literal["native", "schema", "fenced", "fallback", "scripted"] = "scripted"
     """How the call was read from the model's answer; `scripted` for oracle and nop."""
+    model_source: Literal["api", "embedded", "standin"] | None = None
+    """Who served the model; null where none was asked."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -105,7 +105,8 @@ class SceneQueue:
         self.ttl_ms = int(ledger_ttl * 1000)
         self.streams = self.keys.lanes if stage == "work" else (self.keys.events,)
         self._takes = 0
-        self._seen: list[str] = []
+        self.seen = ["0-0"] * len(self.streams)
+        """The youngest entry of each stream at the last `take`."""
 
     # -- the dispatcher's side ---------------------------------------------------------------
 
@@ -152,21 +153,9 @@ class SceneQueue:
             order.reverse()
         keys = [self.keys.prefix, *(self.streams[i] for i in order)]
         *rows, last = await self.server.fcall("take", keys, (self.group, self.consumer, count))
-        if count > 0:
-            self._seen = [""] * len(order)
-            for i, entry in zip(order, last, strict=True):
-                self._seen[i] = entry.decode()
+        for i, entry in zip(order, last, strict=True):
+            self.seen[i] = entry.decode()
         return [self._lease(row, stream=order[row[0] - 1] + 1) for row in rows]
-
-    async def wait(self, block_ms: int = BLOCK_MS) -> None:
-        """Return when an entry younger than the last `take` arrives, or after ``block_ms``."""
-        if not self._seen:
-            return
-        await self.server.persist(
-            lambda: self.server.client.xread(
-                dict(zip(self.streams, self._seen, strict=True)), count=1, block=block_ms
-            )
-        )
 
     async def reclaim(self, count: int, *, lease: float, max_deliveries: int) -> Reclaimed:
         """Take over what silent owners (``lease`` seconds) held; bury what keeps killing them."""
@@ -256,3 +245,12 @@ class SceneQueue:
         """Run dead letters again, with fresh retry budgets."""
         keys = (self.keys.prefix, self.keys.events, *self.keys.lanes)
         return int(await self.server.fcall("revive", keys, entries))
+
+
+async def wait_any(queues: Sequence[SceneQueue], block_ms: int = BLOCK_MS) -> None:
+    """Return when an entry younger than the last `take` arrives, or after ``block_ms``."""
+    streams: dict[Any, Any] = {}
+    for queue in queues:
+        streams |= zip(queue.streams, queue.seen, strict=False)
+    server = queues[0].server
+    await server.persist(lambda: server.client.xread(streams, count=1, block=block_ms))

@@ -4,8 +4,9 @@
 -- ARGV  consumer, ledger ttl (ms), max retries, then per lease eight fields:
 --       lane, entry, deliveries, task id, unit, verb, and
 --         done   attempt id,   event (JSON)   the attempt is in the store: tell the reviewers
---         retry  delay (ms),   error (JSON)   infrastructure broke it: again later, up to max retries
---         dead   reason,       error (JSON)   running it again cannot help
+--         retry  delay (ms),   error          infrastructure broke it: again later, up to max
+--                                             retries; the delay doubles each time, up to 5 minutes
+--         dead   reason,       error          running it again cannot help
 -- Reply per lease 1 (committed), 2 (this very lease had committed before: a repeated call)
 --       or 0 (lost: another consumer owns it; drop the result)
 local function commit(keys, argv)
@@ -29,9 +30,10 @@ local function commit(keys, argv)
         redis.call('HINCRBY', ledger, 'att', 1)
         count(prefix, 'committed')
       elseif verb == 'retry' and redis.call('HINCRBY', ledger, 'n:' .. unit, 1) <= max then
+        local before = tonumber(redis.call('HGET', ledger, 'n:' .. unit)) - 1
+        local delay = math.max(tonumber(a), math.min(tonumber(a) * 2 ^ before, 300000))
         redis.call('HSET', ledger, 'u:' .. unit, 'delayed', 'p:' .. unit, payload)
-        redis.call('ZADD', prefix .. 'delayed', now_ms() + tonumber(a),
-          lane .. '|' .. unit .. '|' .. id)
+        redis.call('ZADD', prefix .. 'delayed', now_ms() + delay, lane .. '|' .. unit .. '|' .. id)
         count(prefix, 'retried')
       else
         local reason = verb == 'retry' and 'retries_exhausted' or a

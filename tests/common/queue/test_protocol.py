@@ -15,7 +15,7 @@ from common.queue.committer import Committer, Dead, Decision, Done, Retry
 from common.queue.connection import Server
 from common.queue.heartbeat import Heartbeat
 from common.queue.keys import Keys
-from common.queue.scene_queue import SceneQueue
+from common.queue.scene_queue import SceneQueue, wait_any
 from common.task import Assignment
 from tests.helpers import eventually, task, units
 
@@ -278,7 +278,7 @@ async def test_the_keys_of_a_scene_share_one_cluster_slot(either: Server) -> Non
 async def test_waiting_returns_as_soon_as_work_arrives(server: Server) -> None:
     q = queue(server)
     assert await q.take(1) == []
-    waiter = asyncio.create_task(q.wait(10_000))
+    waiter = asyncio.create_task(wait_any([q], 10_000))
     await asyncio.sleep(0)
     await queue(server).publish([units(task())])
     await asyncio.wait_for(waiter, 5)

@@ -1,0 +1,212 @@
+"""Where attempts, reviews and blobs lie: written once, whole, durable, and found again.
+
+    trajectories/<task_id>/<attempt_id>.json          one attempt, never changed
+    trajectories/<task_id>/<attempt_id>.review.json   makes it visible to exporters
+    blobs/<sha256[:2]>/<sha256>.<ext>                 screenshots, results over 16 KiB
+    rejected.jsonl                                    lines of tasks files that were refused
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+from pydantic import ValidationError
+
+from common.failures import ConfigurationError
+from common.logs import logger
+from common.review import Review
+from common.trajectory import Blob, Trajectory
+
+log = logger("store")
+
+BLOB_FROM = 16 << 10
+"""Text results longer than this many bytes are kept as blobs, with a cut view in the message."""
+_REVIEW = ".review.json"
+
+
+class StoreError(Exception):
+    """The store cannot be written or read; the message says where and why."""
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """One attempt and what the reviewer says of it."""
+
+    trajectory: Trajectory
+    review: Review
+
+
+class Store:
+    """A local folder. All writes are atomic and durable: temporary file, fsync, rename."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def prove_writable(self) -> None:
+        """Write and remove a file. Raises `StoreError` saying what to do."""
+        probe = self.root / f".probe-{secrets.token_hex(4)}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with probe.open("wb") as file:
+                file.write(b"\0" * 65_536)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(_hint(self.root, error)) from None
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+    def write_attempt(self, trajectory: Trajectory) -> str:
+        """Keep one attempt; returns the sha256 of its file."""
+        data = orjson.dumps(
+            trajectory.model_dump(mode="json", by_alias=True), option=orjson.OPT_INDENT_2
+        )
+        self._put(self.attempt_path(trajectory.task_id, trajectory.attempt_id), data)
+        return hashlib.sha256(data).hexdigest()
+
+    def write_review(self, review: Review) -> None:
+        data = orjson.dumps(
+            review.model_dump(mode="json", by_alias=True), option=orjson.OPT_INDENT_2
+        )
+        self._put(self.review_path(review.task_id, review.attempt_id), data)
+
+    def put_blob(self, data: bytes, *, media_type: str, ext: str) -> Blob:
+        """Keep bytes under their own hash; the same bytes are kept once."""
+        digest = hashlib.sha256(data).hexdigest()
+        blob = Blob(sha256=digest, media_type=media_type, bytes=len(data), ext=ext)
+        path = self.blob_path(blob)
+        if not path.exists():
+            self._put(path, data)
+        return blob
+
+    def discard_attempt(self, task_id: str, attempt_id: str) -> None:
+        """Remove what was written under a lease that was lost before its commit."""
+        self.attempt_path(task_id, attempt_id).unlink(missing_ok=True)
+
+    def _put(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+            # The file's name is durable only once its folder is.
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise StoreError(_hint(path, error)) from None
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def attempt_path(self, task_id: str, attempt_id: str) -> Path:
+        return self._within("trajectories", task_id, attempt_id + ".json")
+
+    def review_path(self, task_id: str, attempt_id: str) -> Path:
+        return self._within("trajectories", task_id, attempt_id + _REVIEW)
+
+    def blob_path(self, blob: Blob) -> Path:
+        return self._within("blobs", blob.sha256[:2], f"{blob.sha256}.{blob.ext}")
+
+    def _within(self, *parts: str) -> Path:
+        """Join names below the root; nothing that data says may lead out of it."""
+        for part in parts:
+            if part in ("", ".", "..") or "/" in part or "\0" in part:
+                raise StoreError(f"not a file name: {part!r}")
+        return self.root.joinpath(*parts)
+
+    def read_attempt(self, task_id: str, attempt_id: str) -> Trajectory:
+        """Raises `StoreError` when it is missing or not a trajectory."""
+        path = self.attempt_path(task_id, attempt_id)
+        try:
+            return Trajectory.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise StoreError(_hint(path, error)) from None
+        except ValidationError as error:
+            raise StoreError(f"{path} is not a trajectory: {error}") from None
+
+    def read_review(self, task_id: str, attempt_id: str) -> Review | None:
+        path = self.review_path(task_id, attempt_id)
+        try:
+            return Review.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise StoreError(f"{path} is not a review: {error}") from None
+
+    def attempts_of(self, task_id: str) -> list[str]:
+        """Ids of a task's attempts, reviewed or not, oldest first."""
+        folder = self._within("trajectories", task_id)
+        if not folder.is_dir():
+            return []
+        names = (p.name for p in folder.iterdir() if not p.name.startswith("."))
+        return sorted(
+            (n[:-5] for n in names if n.endswith(".json") and not n.endswith(_REVIEW)),
+            key=_age,
+        )
+
+    def tasks(self) -> list[str]:
+        """Ids of all tasks with a folder, in the order of their names."""
+        folder = self.root / "trajectories"
+        if not folder.is_dir():
+            return []
+        with os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+    def reviewed(self) -> Iterator[Reviewed]:
+        """Every reviewed attempt, in a fixed order, one in memory at a time.
+
+        A damaged file costs itself only: it is logged and passed over.
+        """
+        for task_id in self.tasks():
+            for attempt_id in self.attempts_of(task_id):
+                try:
+                    review = self.read_review(task_id, attempt_id)
+                    if review is not None:
+                        yield Reviewed(self.read_attempt(task_id, attempt_id), review)
+                except StoreError as error:
+                    log.error("store.damaged", error=str(error)[:500])
+
+
+def open_store(root: Path) -> Store:
+    """Return the store at ``root``, proved writable. Raises `ConfigurationError`."""
+    store = Store(root)
+    try:
+        store.prove_writable()
+    except StoreError as error:
+        raise ConfigurationError(f"FLEET_OUTPUT: {error}") from None
+    return store
+
+
+def _age(attempt_id: str) -> tuple[int, ...]:
+    """Order attempts by revision, sample, then time of their entry: `r1-s0-1700-0-d1-ab`."""
+    revision, sample, ms, number = attempt_id.split("-")[:4]
+    return int(revision[1:]), int(sample[1:]), int(ms), int(number)
+
+
+def _hint(path: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOSPC:
+        return f"{path}: the disk is full; free some space and work goes on by itself"
+    if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
+        return f"{path}: {reason}; make it writable for this user, or set FLEET_OUTPUT elsewhere"
+    return f"{path}: {reason}"

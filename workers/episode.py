@@ -1,0 +1,288 @@
+"""One attempt, from first sight to verdict: observe → think → act, until something ends it.
+
+Everything that happens to the agent becomes part of the trajectory it returns. Trouble that is
+not the agent's (class infrastructure) or lies in the task itself ends the episode without a
+verdict; the failure says so, and the worker decides what becomes of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from common.failures import ConfigurationError, Failure, FailureClass, FailureKind, FleetError
+from common.llm.types import ModelUnavailable
+from common.store import BLOB_FROM, Store
+from common.task import Assignment
+from common.trajectory import (
+    Action,
+    Blob,
+    EnvironmentInfo,
+    Observation,
+    Provenance,
+    Step,
+    StopReason,
+    Trajectory,
+    Usage,
+    Verdict,
+)
+from workers import chat
+from workers.environment import Environment, Scene
+from workers.policies.base import Policy, Turn
+from workers.tools import FINISH, Toolbox, ToolOutput
+from workers.verify.world import GRACE
+
+MAX_MALFORMED = 3
+"""Malformed answers in a row that are shown back; the next one ends the episode."""
+
+
+@dataclass(frozen=True)
+class EpisodeLimits:
+    """Deadlines of the parts of an episode, seconds."""
+
+    step: float = 30.0
+
+
+@dataclass
+class _Record:
+    """What has happened so far."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    usage: Usage = Usage()
+    malformed: int = 0
+    malformed_in_a_row: int = 0
+    throttled: float = 0.0
+    answer: str = ""
+    stop: StopReason | None = None
+    failure: Failure | None = None
+    verdict: Verdict = Verdict(passed=None)
+    environment: EnvironmentInfo = EnvironmentInfo(backend="none")
+
+
+class Episode:
+    """Runs one assignment in one scene with one policy."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        attempt_id: str,
+        scene: Scene,
+        policy: Policy,
+        store: Store,
+        provenance: Provenance,
+        limits: EpisodeLimits = EpisodeLimits(),
+    ) -> None:
+        self.assignment = assignment
+        self.attempt_id = attempt_id
+        self.scene = scene
+        self.policy = policy
+        self.store = store
+        self.provenance = provenance
+        self.limits = limits
+        self._r = _Record()
+        self._began = time.time()
+        self._clock = time.monotonic()
+        self._thinking_since: float | None = None
+
+    async def run(self) -> Trajectory:
+        """Return the whole attempt. Raises only `ConfigurationError` and cancellation."""
+        task, r = self.assignment.task, self._r
+        try:
+            labels = {"task": task.task_id, "attempt": self.attempt_id}
+            async with self.scene.environment(task, labels=labels) as environment:
+                r.environment = environment.info
+                try:
+                    await self._act_until_the_end(environment)
+                except TimeoutError:
+                    self._out_of_time()
+                r.environment = environment.info
+                if r.failure is None or r.failure.failure_class is FailureClass.AGENT:
+                    async with asyncio.timeout(self._verify_deadline()):
+                        r.verdict = await environment.verify(r.answer, r.steps)
+        except TimeoutError:
+            self._fail(Failure(kind=FailureKind.SYSTEM_ERROR, message="verification never ended"))
+        except ConfigurationError:
+            raise
+        except FleetError as error:
+            self._fail(error.as_failure())
+        return self._trajectory()
+
+    # -- the loop ----------------------------------------------------------------------------
+
+    async def _act_until_the_end(self, environment: Environment) -> None:
+        task, r = self.assignment.task, self._r
+        async with asyncio.timeout(task.timeout) as clock:
+            first_sight = await environment.reset()
+            toolbox = self.policy.show(environment.tools)
+            r.tools = toolbox.schemas
+            r.messages = chat.opening(self.assignment, toolbox, self.policy.mode, first_sight)
+            while r.stop is None:
+                if len(r.steps) + r.malformed >= task.max_steps:
+                    r.stop = StopReason.MAX_STEPS
+                    return
+                turn = await self._think(toolbox)
+                if turn.throttled:
+                    # Waiting for somebody else's rate limit is not the agent's time.
+                    clock.reschedule((clock.when() or 0) + turn.throttled)
+                objection = turn.objection or next(
+                    (o for a in turn.actions if (o := toolbox.objection(a))), None
+                )
+                if objection is not None:
+                    self._object(turn, objection)
+                else:
+                    await self._act(environment, turn)
+
+    async def _think(self, toolbox: Toolbox) -> Turn:
+        r = self._r
+        self._thinking_since = time.monotonic()
+        turn = await self.policy.act(list(r.messages), toolbox)
+        self._thinking_since = None
+        r.messages.append(turn.message)
+        r.usage = r.usage + turn.usage
+        r.throttled += turn.throttled
+        return turn
+
+    def _object(self, turn: Turn, reason: str) -> None:
+        """Show a malformed answer back; after three in a row, give up."""
+        r = self._r
+        r.malformed += 1
+        r.malformed_in_a_row += 1
+        r.messages += chat.complaint(self.policy.mode, reason, turn.native_ids)
+        if r.malformed_in_a_row > MAX_MALFORMED:
+            r.stop = StopReason.FAILURE
+            r.failure = Failure(
+                kind=FailureKind.MODEL_ERROR,
+                message=f"{r.malformed_in_a_row} malformed answers in a row; the last: {reason}",
+            )
+
+    async def _act(self, environment: Environment, turn: Turn) -> None:
+        """Run a turn's calls in order; none after one that failed."""
+        r, task = self._r, self.assignment.task
+        r.malformed_in_a_row = 0
+        pairs: list[tuple[Action, str]] = []
+        usage, failed = turn.usage, False
+        for action in turn.actions:
+            started, clock = time.time(), time.monotonic()
+            if failed or len(r.steps) >= task.max_steps:
+                output = ToolOutput("not run: the call before it failed", success=False)
+            elif action.tool == FINISH:
+                r.answer = str(action.arguments.get("answer", ""))
+                r.stop = StopReason.FINISH
+                output = ToolOutput("")
+            else:
+                output = await environment.call(action, timeout=self.limits.step)
+            failed = failed or not output.success
+            observation = await self._observe(output)
+            r.steps.append(
+                Step(
+                    step_id=len(r.steps) + 1,
+                    thought=turn.thought if not pairs else "",
+                    action=action,
+                    observation=observation,
+                    success=output.success,
+                    exit_code=output.exit_code,
+                    failure=output.failure,
+                    started_at=started,
+                    duration=time.monotonic() - clock,
+                    usage=usage,
+                    parse=turn.parse,
+                    model_source=self.policy.agent.model_source,
+                )
+            )
+            usage = Usage()
+            pairs.append((action, observation.text))
+            if r.stop is not None:
+                return
+        r.messages += chat.results(self.policy.mode, pairs)
+
+    async def _observe(self, output: ToolOutput) -> Observation:
+        """Cut the view where it is long; keep the whole."""
+        text, blobs = output.text, []
+        shown = chat.view(text, self.policy.view_chars)
+        if shown is not text or len(text.encode()) > BLOB_FROM:
+            blobs.append(await self._keep(text.encode(), "text/plain", "txt"))
+        for data, media_type, ext in output.images:
+            blobs.append(await self._keep(data, media_type, ext))
+        cut_from = len(text) if shown is not text else None
+        return Observation(text=shown, blobs=tuple(blobs), truncated_from=cut_from)
+
+    async def _keep(self, data: bytes, media_type: str, ext: str) -> Blob:
+        return await asyncio.to_thread(self.store.put_blob, data, media_type=media_type, ext=ext)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _out_of_time(self) -> None:
+        """The episode's time is up. Whose fault that is depends on who used it."""
+        task, r = self.assignment.task, self._r
+        thinking = time.monotonic() - (self._thinking_since or time.monotonic())
+        if thinking > task.timeout / 2:
+            # One model call ate more than half of all time and never ended: a provider that
+            # stalls, not an agent that dawdles.
+            error = ModelUnavailable(f"the model did not answer within {thinking:.0f} s")
+            self._fail(error.as_failure())
+            return
+        r.stop = StopReason.TIMEOUT
+        r.failure = Failure(
+            kind=FailureKind.TIMEOUT, message=f"the episode's {task.timeout:g} s are used up"
+        )
+
+    def _fail(self, failure: Failure) -> None:
+        r = self._r
+        r.stop = (
+            StopReason.BUDGET
+            if failure.kind is FailureKind.BUDGET_EXCEEDED
+            else StopReason.CANCELLED
+            if failure.kind is FailureKind.CANCELLED
+            else StopReason.FAILURE
+        )
+        r.failure = failure
+        r.verdict = Verdict(passed=None)
+
+    def _verify_deadline(self) -> float:
+        """Every check bounds itself; this is for a world that stops answering altogether."""
+        checks = self.assignment.task.checks
+        return sum(getattr(check, "timeout", 0.0) + GRACE for check in checks) + GRACE
+
+    def _trajectory(self) -> Trajectory:
+        r, task = self._r, self.assignment.task
+        system = r.messages[0] if r.messages else {}
+        prompt = orjson.dumps([system, r.tools], option=orjson.OPT_SORT_KEYS)
+        provenance = self.provenance.model_copy(
+            update={"prompt_sha256": hashlib.sha256(prompt).hexdigest()}
+        )
+        return Trajectory(
+            task_id=task.task_id,
+            revision=self.assignment.revision,
+            sample=self.assignment.sample,
+            attempt_id=self.attempt_id,
+            trace_id=trace_id(task.task_id, self.attempt_id),
+            assignment=self.assignment,
+            task_sha256=task.sha256,
+            agent=self.policy.agent,
+            environment=r.environment,
+            tools=tuple(r.tools),
+            messages=tuple(r.messages),
+            steps=tuple(r.steps),
+            final_result=r.answer,
+            stop_reason=r.stop or StopReason.FAILURE,
+            malformed_answers=r.malformed,
+            verdict=r.verdict,
+            failure=r.failure,
+            usage=r.usage,
+            started_at=self._began,
+            finished_at=self._began + (time.monotonic() - self._clock),
+            throttled=round(r.throttled, 3),
+            provenance=provenance,
+        )
+
+
+def trace_id(task_id: str, attempt_id: str) -> str:
+    """Derive the attempt's trace id: the same attempt always has the same."""
+    return hashlib.sha256(f"{task_id}/{attempt_id}".encode()).hexdigest()[:32]

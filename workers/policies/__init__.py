@@ -1,0 +1,1 @@
+"""Who acts in an episode: a model, the reference solution, or nobody."""

@@ -1,0 +1,52 @@
+"""The seam between the episode loop and whoever decides the next step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from common.llm.types import ToolMode
+from common.task import Assignment
+from common.trajectory import Action, Agent, Usage
+from workers.tools import Toolbox
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One decision: what was said, and the calls read from it."""
+
+    message: dict[str, Any]
+    """The assistant message, as it goes into the chat."""
+    actions: tuple[Action, ...]
+    objection: str | None = None
+    """Why the answer could not be used, in words the model is shown."""
+    thought: str = ""
+    usage: Usage = Usage()
+    parse: Any = "scripted"
+    throttled: float = 0.0
+
+    @property
+    def native_ids(self) -> list[str]:
+        """Ids of the tool calls in the message: each needs a result in the chat."""
+        return [str(call["id"]) for call in self.message.get("tool_calls") or ()]
+
+
+class Policy(Protocol):
+    """Decides. Raises the model client's errors; those of infrastructure end the episode."""
+
+    mode: ToolMode
+    view_chars: int
+    """Characters of one result this policy is shown."""
+
+    def show(self, toolbox: Toolbox) -> Toolbox:
+        """Return the tools this policy can use."""
+        ...
+
+    async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox) -> Turn: ...
+
+    @property
+    def agent(self) -> Agent: ...
+
+
+class PolicyFactory(Protocol):
+    def __call__(self, assignment: Assignment, *, attempt_id: str) -> Policy: ...

@@ -1,0 +1,80 @@
+"""The agent that is a language model."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from common.llm.types import ChatModel, ModelReply
+from common.task import Sampling
+from common.trajectory import Action, Agent
+from workers.policies.base import Turn
+from workers.tools import FINISH, Toolbox
+
+_DONE = re.compile(r"^\W*(?:DONE|FINAL(?: ANSWER)?)\b\W*", re.IGNORECASE)
+_CHARS_PER_TOKEN = 3
+
+
+class ModelPolicy:
+    """Asks one model of one provider; never another within the same episode."""
+
+    def __init__(
+        self, model: ChatModel, sampling: Sampling, *, deadline: float, headers: dict[str, str]
+    ) -> None:
+        self._model = model
+        self._sampling = sampling
+        self._deadline = deadline
+        self._headers = headers
+        self._source = model.source
+        self.mode = model.capabilities.tool_mode
+        # One result may fill an eighth of the context, so that a handful of steps fit.
+        self.view_chars = min(16_000, model.capabilities.max_context * _CHARS_PER_TOKEN // 8)
+
+    @property
+    def agent(self) -> Agent:
+        return Agent(
+            kind="llm",
+            model=self._sampling.model or self._model.model,
+            provider=self._model.provider,
+            model_source=self._source,
+            sampling=self._sampling,
+        )
+
+    def show(self, toolbox: Toolbox) -> Toolbox:
+        if self.mode != "fenced":
+            return toolbox
+        # A fenced block can only be a program.
+        return Toolbox(
+            tuple(t for t in toolbox.tools if t.name in ("run_python", "run_shell", FINISH))
+        )
+
+    async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox) -> Turn:
+        reply = await self._model.complete(
+            chat, toolbox.schemas, self._sampling, deadline=self._deadline, headers=self._headers
+        )
+        self._source = reply.source or self._source
+        actions = tuple(
+            Action(tool=call.tool, arguments=call.arguments, call_id=call.call_id)
+            for call in reply.calls
+        )
+        objection = next((call.error for call in reply.calls if call.error), None)
+        if not reply.calls:
+            if self.mode == "fenced" and reply.text.strip():
+                actions = (self._finish(reply),)
+            else:
+                objection = "it calls no tool. Call one, or `finish` if the task is done."
+        return Turn(
+            message=reply.message,
+            actions=actions,
+            objection=objection,
+            thought=reply.thought,
+            usage=reply.usage,
+            parse=reply.parse,
+            throttled=reply.throttled,
+        )
+
+    @staticmethod
+    def _finish(reply: ModelReply) -> Action:
+        """Without a code block the model is done; what it says is its answer."""
+        answer = _DONE.sub("", reply.text.strip(), count=1).strip()
+        return Action(tool=FINISH, arguments={"answer": answer}, call_id="finish")

@@ -1,0 +1,307 @@
+"""The code scene: the agent writes and runs programs in a jail of its own."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator
+
+from common.failures import Failure, FailureKind
+from common.metrics import Metrics
+from common.model import Contract, explain
+from common.settings import Settings
+from common.task import Task
+from common.trajectory import Action, EnvironmentInfo, Step, Verdict
+from workers.sandboxes.protocol import (
+    ExecResult,
+    Limits,
+    ProbeReport,
+    Sandbox,
+    SandboxError,
+    SandboxPathError,
+    SandboxProvider,
+    SandboxSpec,
+)
+from workers.sandboxes.registry import provider
+from workers.tools import Tool, Toolbox, ToolOutput, parameters
+from workers.verify.base import InvalidTask, World, validate_checks, verify
+
+_SYNTAX = ("SyntaxError", "IndentationError", "TabError")
+_TEXT = {"type": "string"}
+
+
+class CodeConstraints(Contract):
+    """`constraints` of a code task."""
+
+    files: dict[str, str] = Field(default_factory=dict)
+    """Put into the work folder before the agent starts: relative path to text."""
+    only_expected_tools: bool = False
+    """Show the agent no other tools than `expected_tools` (and `finish`)."""
+    network: Literal["none"] = "none"
+    memory_mb: int = Field(default=512, ge=64, le=8192)
+    disk_mb: int = Field(default=64, ge=1, le=4096)
+    pids: int = Field(default=64, ge=8, le=1024)
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, value: dict[str, str]) -> dict[str, str]:
+        for path in value:
+            if path.startswith("/") or ".." in path.split("/") or not path or "\0" in path:
+                raise ValueError(f"{path!r} is not a relative path inside the work folder")
+        return value
+
+
+class CodeScene:
+    """Makes one sandbox per episode."""
+
+    name = "code"
+
+    def __init__(self, provider: SandboxProvider, settings: Settings, metrics: Metrics) -> None:
+        self._provider = provider
+        self._settings = settings
+        self._metrics = metrics
+        self._report: ProbeReport | None = None
+
+    async def open(self) -> dict[str, str]:
+        self._report = await self._provider.probe()
+        return {"backend": self._report.backend, **self._report.versions}
+
+    async def reap(self) -> int:
+        ended = await self._provider.reap()
+        if ended:
+            self._metrics.reaped.labels(self._provider.backend).inc(ended)
+        return ended
+
+    async def close(self) -> None:
+        await self._provider.close()
+
+    def objections(self, task: Task) -> list[tuple[str, str]]:
+        try:
+            CodeConstraints.model_validate(task.constraints)
+        except ValidationError as error:
+            return [(f"constraints.{field}", reason) for field, reason in explain(error)]
+        missing = [t for t in task.tools_to_show() if t not in _TOOL_NAMES]
+        if missing and len(missing) == len(task.tools_to_show()):
+            return [("expected_tools", f"the code scene has none of {', '.join(missing)}")]
+        return validate_checks(task)
+
+    def environment(self, task: Task, *, labels: dict[str, str]) -> CodeEnvironment:
+        problems = self.objections(task)
+        if problems:
+            raise InvalidTask("; ".join(f"{field}: {reason}" for field, reason in problems))
+        constraints = CodeConstraints.model_validate(task.constraints)
+        checks_take = sum(getattr(check, "timeout", 0.0) for check in task.checks)
+        spec = SandboxSpec(
+            limits=Limits(
+                wall=self._settings.step_timeout,
+                # Rate-limit waits stretch an episode; the sandbox must outlive the longest.
+                ttl=task.timeout
+                + checks_take
+                + self._settings.llm_rate_limit_budget
+                + self._settings.llm_deadline
+                + 60,
+                memory_mb=constraints.memory_mb,
+                disk_mb=constraints.disk_mb,
+                pids=constraints.pids,
+            ),
+            network=constraints.network,
+            labels=labels,
+        )
+        return CodeEnvironment(task, constraints, spec, self._provider, self._report, self._metrics)
+
+
+class CodeEnvironment:
+    """One sandbox, five tools."""
+
+    def __init__(
+        self,
+        task: Task,
+        constraints: CodeConstraints,
+        spec: SandboxSpec,
+        provider: SandboxProvider,
+        report: ProbeReport | None,
+        metrics: Metrics,
+    ) -> None:
+        self._task = task
+        self._constraints = constraints
+        self._spec = spec
+        self._provider = provider
+        self._metrics = metrics
+        self._sandbox: Sandbox | None = None
+        self._last_stdout: str | None = None
+        self._timeout = spec.limits.wall
+        self.tools = Toolbox.of(
+            self._tools(), first=task.tools_to_show(), only=constraints.only_expected_tools
+        )
+        self.info = EnvironmentInfo(
+            backend=provider.backend, versions=dict(report.versions) if report else {}
+        )
+
+    @property
+    def sandbox(self) -> Sandbox:
+        assert self._sandbox is not None, "entered with `async with`"
+        return self._sandbox
+
+    async def __aenter__(self) -> Self:
+        backend, clock = self._provider.backend, time.monotonic()
+        try:
+            self._sandbox = await self._provider.start(self._spec)
+        except SandboxError as error:
+            self._metrics.sandbox_failures.labels(backend, "start", error.kind.value).inc()
+            raise
+        self._metrics.sandbox_start.labels(backend).observe(time.monotonic() - clock)
+        self._metrics.sandboxes.labels(backend).inc()
+        self.info = self.info.model_copy(update={"limits": dict(self._sandbox.enforced)})
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.sandbox.close()
+        self._metrics.sandboxes.labels(self._provider.backend).dec()
+        if isinstance(exc[1], SandboxError):
+            kind = exc[1].kind.value
+            self._metrics.sandbox_failures.labels(self._provider.backend, "run", kind).inc()
+
+    async def reset(self) -> str:
+        for path, text in self._constraints.files.items():
+            try:
+                await self.sandbox.write_file(path, text.encode())
+            except SandboxPathError as error:
+                raise InvalidTask(f"constraints.files.{path}: {error}") from None
+        if not self._constraints.files:
+            return ""
+        return "Files in the work folder: " + ", ".join(self._constraints.files)
+
+    async def call(self, action: Action, *, timeout: float) -> ToolOutput:
+        self._timeout = timeout
+        run = self.tools[action.tool].run
+        assert run is not None, "finish is the episode's own"
+        try:
+            return await run(dict(action.arguments))
+        except SandboxPathError as error:
+            failure = Failure(kind=FailureKind.RUNTIME_ERROR, message=str(error)[:4000])
+            return ToolOutput(f"error: {error}", success=False, failure=failure)
+
+    async def verify(self, answer: str, steps: list[Step]) -> Verdict:
+        world = World(
+            sandbox=self.sandbox, answer=answer, steps=steps, last_stdout=self._last_stdout
+        )
+        return await verify(self._task, world)
+
+    # -- tools -------------------------------------------------------------------------------
+
+    def _tools(self) -> list[Tool]:
+        return [
+            Tool(
+                "run_python",
+                "Run a Python program in the work folder; returns what it printed. Each call is "
+                "a fresh process: variables do not last, files do.",
+                parameters(
+                    ["code"],
+                    code={**_TEXT, "description": "The whole program."},
+                    stdin={**_TEXT, "description": "Text for its standard input."},
+                ),
+                self._run_python,
+            ),
+            Tool(
+                "run_shell",
+                "Run a shell command line in the work folder; returns what it printed.",
+                parameters(["command"], command=_TEXT),
+                self._run_shell,
+            ),
+            Tool(
+                "read_file",
+                "Return the text of a file.",
+                parameters(["path"], path={**_TEXT, "description": "Relative to the work folder."}),
+                self._read_file,
+            ),
+            Tool(
+                "write_file",
+                "Create or replace a text file.",
+                parameters(
+                    ["path", "content"],
+                    path={**_TEXT, "description": "Relative to the work folder."},
+                    content=_TEXT,
+                ),
+                self._write_file,
+            ),
+        ]
+
+    async def _run_python(self, arguments: dict[str, Any]) -> ToolOutput:
+        result = await self.sandbox.run_python(
+            arguments["code"], stdin=arguments.get("stdin", "").encode(), timeout=self._timeout
+        )
+        return self._ran(result)
+
+    async def _run_shell(self, arguments: dict[str, Any]) -> ToolOutput:
+        result = await self.sandbox.exec(arguments["command"], timeout=self._timeout)
+        return self._ran(result)
+
+    async def _read_file(self, arguments: dict[str, Any]) -> ToolOutput:
+        data = await self.sandbox.read_file(arguments["path"])
+        return ToolOutput(data.decode("utf-8", "replace"))
+
+    async def _write_file(self, arguments: dict[str, Any]) -> ToolOutput:
+        data = arguments["content"].encode("utf-8", "replace")
+        await self.sandbox.write_file(arguments["path"], data)
+        return ToolOutput(f"wrote {len(data)} bytes to {arguments['path']}")
+
+    def _ran(self, result: ExecResult) -> ToolOutput:
+        if result.status == "ok":
+            self._last_stdout = result.stdout
+        return ToolOutput(
+            _describe(result, self._timeout),
+            success=result.status == "ok",
+            exit_code=result.exit_code,
+            failure=_failure(result, self._timeout),
+        )
+
+
+_TOOL_NAMES = ("run_python", "run_shell", "read_file", "write_file")
+
+
+def _describe(result: ExecResult, timeout: float) -> str:
+    """Put what a program did into text; stdout alone when there is nothing else to say."""
+    parts = [result.stdout] if result.stdout else []
+    if result.stderr:
+        parts.append(f"[stderr]\n{result.stderr}")
+    ended = _ended(result, timeout)
+    if ended:
+        parts.append(f"[{ended}]")
+    return "\n".join(part.rstrip("\n") for part in parts) or "(no output)"
+
+
+def _ended(result: ExecResult, timeout: float) -> str:
+    match result.status:
+        case "ok":
+            return ""
+        case "error":
+            return f"exit code {result.exit_code}"
+        case "timeout":
+            return f"stopped: still running after {timeout:g} s"
+        case "oom":
+            return "stopped: it used more memory than allowed"
+        case "output_limit":
+            return "stopped: it printed more than allowed"
+        case "pids_limit":
+            return f"exit code {result.exit_code}; it tried to start too many processes"
+        case "killed":
+            return f"killed by a signal, exit code {result.exit_code}"
+
+
+def _failure(result: ExecResult, timeout: float) -> Failure | None:
+    if result.status == "ok":
+        return None
+    kind = FailureKind.RUNTIME_ERROR
+    if result.status == "timeout":
+        kind = FailureKind.TIMEOUT
+    elif result.status == "error":
+        last = result.stderr.strip().rsplit("\n", 1)[-1]
+        if last.startswith(_SYNTAX):
+            kind = FailureKind.COMPILE_ERROR
+    return Failure(kind=kind, message=_ended(result, timeout))
+
+
+def build(settings: Settings, metrics: Metrics) -> CodeScene:
+    """Return the code scene on the configured sandbox back-end."""
+    return CodeScene(provider(settings.sandbox), settings, metrics)

@@ -1,0 +1,398 @@
+"""A worker: take → run → commit, for one or more scenes, many episodes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from common import __version__
+from common.failures import ConfigurationError, Failure, FailureClass, FailureKind, LeaseLost
+from common.logs import logger
+from common.metrics import Metrics
+from common.model import explain
+from common.queue.committer import Committer, Dead, Done, Outcome, Retry
+from common.queue.connection import Server
+from common.queue.heartbeat import Heartbeat
+from common.queue.scene_queue import Lease, SceneQueue, wait_any
+from common.serve import Health
+from common.settings import Settings
+from common.store import Store, StoreError
+from common.task import Assignment
+from common.trajectory import Provenance, Trajectory
+from workers.environment import Scene
+from workers.episode import Episode, EpisodeLimits
+from workers.policies.base import PolicyFactory
+
+log = logger("worker")
+
+_HOLD_CHECK = 3.0
+"""Seconds between looks whether a store that could not be written can be again."""
+
+
+@dataclass
+class _Running:
+    """One episode under way."""
+
+    lease: Lease
+    queue: SceneQueue
+    task: asyncio.Task[None] | None = None
+    lost: bool = False
+
+
+@dataclass
+class _Line:
+    """One scene of this worker."""
+
+    scene: Scene
+    queue: SceneQueue
+    committer: Committer
+    reclaim_at: float = 0.0
+    empty: bool = field(default=False)
+
+
+class Worker:
+    """Runs until it is told to drain; gives back what it cannot finish."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        server: Server,
+        store: Store,
+        scenes: list[Scene],
+        policies: PolicyFactory,
+        metrics: Metrics,
+        health: Health,
+        *,
+        consumer: str,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._policies = policies
+        self._metrics = metrics
+        self._health = health
+        self._consumer = consumer
+        self._lines = []
+        for scene in scenes:
+            queue = SceneQueue(
+                server, scene.name, consumer=consumer, ledger_ttl=settings.ledger_ttl
+            )
+            committer = Committer(queue, max_retries=settings.max_retries)
+            self._lines.append(_Line(scene, queue, committer))
+            metrics.slots.labels(scene.name).set(settings.concurrency)
+        self._running: dict[Lease, _Running] = {}
+        self._freed = asyncio.Event()
+        self._holding: str | None = None
+        self._broken: ConfigurationError | None = None
+        self._draining = asyncio.Event()
+        self._heartbeat = Heartbeat(
+            server.url, lease=settings.lease, on_lost=self._on_lost, card=self._card
+        )
+        for line in self._lines:
+            self._heartbeat.announce(line.queue)
+        self._provenance = Provenance(
+            fleet_version=__version__,
+            commit=settings.commit,
+            worker=consumer,
+            host=settings.host,
+        )
+
+    async def run(self, draining: asyncio.Event) -> None:
+        """Work until ``draining`` is set, then drain. Raises `ConfigurationError`."""
+        self._draining = draining
+        self._heartbeat.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                upkeep = group.create_task(self._upkeep())
+                try:
+                    await self._take_until_draining(group)
+                    await self._drain()
+                finally:
+                    upkeep.cancel()
+        finally:
+            self._heartbeat.stop()
+        if self._broken is not None:
+            raise self._broken
+
+    # -- take --------------------------------------------------------------------------------
+
+    async def _take_until_draining(self, group: asyncio.TaskGroup) -> None:
+        turn = 0
+        while not self._draining.is_set() and self._broken is None:
+            self._health.turn()
+            self._heartbeat.pulse()
+            free = self._settings.concurrency - len(self._running)
+            if self._holding is not None or free <= 0:
+                await self._until_freed()
+                continue
+            # Each scene in turn is asked first, so that none lives off the others' slots.
+            order = self._lines[turn % len(self._lines) :] + self._lines[: turn % len(self._lines)]
+            turn += 1
+            taken = 0
+            for line in order:
+                leases = await self._leases(line, free - taken)
+                for lease in leases:
+                    self._start(group, line, lease)
+                taken += len(leases)
+                if taken >= free:
+                    break
+            if taken == 0:
+                await self._until_work()
+
+    async def _leases(self, line: _Line, want: int) -> list[Lease]:
+        """New work, and now and then what silent consumers held."""
+        leases: list[Lease] = []
+        now = time.monotonic()
+        if now >= line.reclaim_at:
+            lease = self._settings.lease
+            line.reclaim_at = now + lease / 4 * random.uniform(0.75, 1.25)
+            await line.queue.promote()
+            got = await line.queue.reclaim(
+                want, lease=lease, max_deliveries=self._settings.max_deliveries
+            )
+            leases = got.leases
+            if leases:
+                self._metrics.claimed.labels(line.scene.name).inc(len(leases))
+                log.warning("entry.reclaimed", scene=line.scene.name, count=len(leases))
+            if got.buried:
+                self._metrics.dead_letters.labels(line.scene.name, "poison").inc(got.buried)
+                log.error("task.dead_lettered", scene=line.scene.name, reason="poison",
+                          count=got.buried)  # fmt: skip
+        if len(leases) < want:
+            leases += await line.queue.take(want - len(leases))
+        return leases
+
+    def _start(self, group: asyncio.TaskGroup, line: _Line, lease: Lease) -> None:
+        queued_ms = int(lease.entry.split("-")[0])
+        waited = max(0.0, time.time() - queued_ms / 1000)
+        self._metrics.queue_wait.labels(lease.scene).observe(waited)
+        running = _Running(lease, line.queue)
+        self._running[lease] = running
+        self._heartbeat.hold(line.queue, lease)
+        running.task = group.create_task(self._attempt(line, running), name=lease.task_id)
+
+    async def _until_work(self) -> None:
+        """Wait for an entry in any stream, a free moment, or the order to drain."""
+        queues = [line.queue for line in self._lines]
+        await self._first_of(asyncio.create_task(wait_any(queues)), timeout=5.0)
+
+    async def _until_freed(self) -> None:
+        self._freed.clear()
+        await self._first_of(asyncio.create_task(self._freed.wait()), timeout=1.0)
+
+    async def _first_of(self, wait: asyncio.Task[Any], *, timeout: float) -> None:
+        """Await ``wait``, the order to drain, or the timeout, whichever comes first."""
+        drain = asyncio.create_task(self._draining.wait())
+        try:
+            await asyncio.wait((wait, drain), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if wait.done():
+                wait.result()
+        finally:
+            wait.cancel()
+            drain.cancel()
+            await asyncio.gather(wait, drain, return_exceptions=True)
+
+    # -- run ---------------------------------------------------------------------------------
+
+    async def _attempt(self, line: _Line, running: _Running) -> None:
+        lease = running.lease
+        gauge = self._metrics.in_progress.labels(lease.scene)
+        gauge.inc()
+        outcome = "released"
+        error_type = ""
+        clock = time.monotonic()
+        try:
+            outcome, error_type = await self._run_and_commit(line, running)
+        except LeaseLost:
+            outcome = "lost"
+            log.warning("lease.lost", task_id=lease.task_id, attempt_id=lease.attempt_id)
+        except asyncio.CancelledError:
+            # Lost to another consumer, or handed back while draining; both are recorded there.
+            outcome = "lost" if running.lost else "released"
+            if not running.lost and not self._draining.is_set():
+                raise
+        except StoreError as error:
+            await self._hold(str(error), running)
+        except ConfigurationError as error:
+            await self._give_up(error, running)
+        except Exception:
+            # A bug of ours must not cost the other episodes, nor pass for the agent's failure.
+            log.exception("attempt.bug", task_id=lease.task_id, attempt_id=lease.attempt_id)
+            failure = Failure(kind=FailureKind.SYSTEM_ERROR, message="bug in the worker: see logs")
+            outcome, error_type = "retried", failure.kind.value
+            await self._commit_quietly(line, lease, self._retry(failure))
+        finally:
+            gauge.dec()
+            self._metrics.attempts.labels(lease.scene, outcome, error_type).inc()
+            self._metrics.attempt_seconds.labels(lease.scene, outcome).observe(
+                time.monotonic() - clock
+            )
+            self._heartbeat.drop(lease)
+            self._running.pop(lease, None)
+            self._freed.set()
+
+    async def _run_and_commit(self, line: _Line, running: _Running) -> tuple[str, str]:
+        """Return ``(outcome, error type)`` for the metrics."""
+        lease = running.lease
+        try:
+            assignment = Assignment.model_validate_json(lease.payload)
+        except ValidationError as error:
+            why = "; ".join(f"{name}: {reason}" for name, reason in explain(error))
+            await line.committer.commit(lease, Dead("invalid_task", why))
+            return "dead", "invalid_task"
+        bound = {"task_id": lease.task_id, "attempt_id": lease.attempt_id, "scene": lease.scene}
+        log.info("attempt.started", **bound, deliveries=lease.deliveries)
+        episode = Episode(
+            assignment,
+            lease.attempt_id,
+            line.scene,
+            self._policies(assignment, attempt_id=lease.attempt_id),
+            self._store,
+            self._provenance,
+            EpisodeLimits(step=self._settings.step_timeout),
+        )
+        trajectory = await episode.run()
+        digest = await asyncio.to_thread(self._store.write_attempt, trajectory)
+        outcome, name = self._outcome(trajectory, digest)
+        try:
+            await line.committer.commit(lease, outcome)
+        except LeaseLost:
+            await asyncio.to_thread(
+                self._store.discard_attempt, trajectory.task_id, trajectory.attempt_id
+            )
+            raise
+        self._count(trajectory, name)
+        failure = trajectory.failure
+        log.info(
+            "attempt.finished", **bound, trace_id=trajectory.trace_id, outcome=name,
+            stop_reason=trajectory.stop_reason.value, steps=len(trajectory.steps),
+            seconds=trajectory.total_duration, error_type=failure.kind.value if failure else None,
+            error=failure.message[:300] if failure and name in ("retried", "dead") else None,
+        )  # fmt: skip
+        return name, failure.kind.value if failure else ""
+
+    def _outcome(self, trajectory: Trajectory, digest: str) -> tuple[Outcome, str]:
+        """Decide from the failure's class what the lease ends with."""
+        failure = trajectory.failure
+        if failure is not None and failure.failure_class is FailureClass.INFRASTRUCTURE:
+            return self._retry(failure), "retried"
+        if failure is not None and failure.failure_class is FailureClass.TASK:
+            return Dead(failure.kind.value, failure.message[:2000]), "dead"
+        passed = trajectory.verdict.passed
+        name = "unverified" if passed is None else "passed" if passed else "failed"
+        event = {
+            "attempt_id": trajectory.attempt_id,
+            "revision": trajectory.revision,
+            "sample": trajectory.sample,
+            "sha256": digest,
+            "passed": passed,
+        }
+        return Done(trajectory.attempt_id, orjson.dumps(event)), name
+
+    def _retry(self, failure: Failure) -> Retry:
+        """A spread first delay (it doubles with each retry), never less than we were asked to."""
+        delay = random.uniform(0.5, 1.0) * self._settings.retry_delay
+        delay = max(delay, (failure.retry_after or 0.0) * random.uniform(1.0, 1.25))
+        return Retry(delay, f"{failure.kind.value}: {failure.message[:1500]}")
+
+    async def _commit_quietly(self, line: _Line, lease: Lease, outcome: Outcome) -> None:
+        try:
+            await line.committer.commit(lease, outcome)
+        except LeaseLost:
+            log.warning("lease.lost", task_id=lease.task_id, attempt_id=lease.attempt_id)
+
+    def _count(self, trajectory: Trajectory, name: str) -> None:
+        scene = trajectory.assignment.task.scene
+        tools = {schema["function"]["name"] for schema in trajectory.tools}
+        for step in trajectory.steps:
+            action = step.action.tool if step.action.tool in tools else "other"
+            outcome = "ok" if step.success else "error"
+            self._metrics.steps.labels(scene, action, outcome).inc()
+            self._metrics.step_seconds.labels(scene).observe(step.duration)
+        if name == "dead" and trajectory.failure is not None:
+            self._metrics.dead_letters.labels(scene, trajectory.failure.kind.value).inc()
+        if trajectory.usage.cost_usd and trajectory.agent.model:
+            self._metrics.cost.labels(trajectory.agent.model, scene).inc(trajectory.usage.cost_usd)
+
+    # -- when things go wrong ----------------------------------------------------------------
+
+    def _on_lost(self, lease: Lease) -> None:
+        """Another consumer has it: stop at once, its result could not be committed anyway."""
+        running = self._running.get(lease)
+        if running is not None and running.task is not None:
+            running.lost = True
+            running.task.cancel()
+
+    async def _hold(self, why: str, running: _Running) -> None:
+        """The store cannot be written: hand work back, take none until it can."""
+        if self._holding is None:
+            log.error("store.unwritable", error=why)
+        self._holding = why
+        await running.queue.release([running.lease])
+
+    async def _give_up(self, error: ConfigurationError, running: _Running) -> None:
+        """Only a person can help: hand everything back and end."""
+        self._broken = self._broken or error
+        await running.queue.release([running.lease])
+        self._freed.set()
+
+    # -- upkeep ------------------------------------------------------------------------------
+
+    async def _upkeep(self) -> None:
+        """Once a second: show that the loop lives, promote delayed work, look at the store."""
+        turn = 0
+        while True:
+            await asyncio.sleep(1.0)
+            turn += 1
+            self._heartbeat.pulse()
+            self._metrics.loop_success.labels("worker").set_to_current_time()
+            for line in self._lines:
+                await line.queue.promote()
+                if turn % 600 == 0:
+                    await line.queue.gc()
+            if turn % 60 == 0:
+                for line in self._lines:
+                    await line.scene.reap()
+            if self._holding is not None and turn % _HOLD_CHECK == 0:
+                try:
+                    await asyncio.to_thread(self._store.prove_writable)
+                except StoreError:
+                    continue
+                log.info("store.writable_again")
+                self._holding = None
+                self._freed.set()
+
+    async def _drain(self) -> None:
+        """Let what ends within the grace period end; hand the rest back, uncounted."""
+        self._health.draining = True
+        tasks = {r.task: r for r in self._running.values() if r.task is not None}
+        grace = self._settings.drain_grace
+        log.info("worker.draining", running=len(tasks), grace=grace)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=0 if self._broken else grace)
+            by_queue: dict[int, list[_Running]] = {}
+            for task in late:
+                by_queue.setdefault(id(tasks[task].queue), []).append(tasks[task])
+                task.cancel()
+            for group in by_queue.values():
+                # At once, before the sandboxes are closed: others can start on it already.
+                await group[0].queue.release([r.lease for r in group])
+            if late:
+                await asyncio.wait(late, timeout=20.0)
+            log.info("worker.drained", finished=len(tasks) - len(late), handed_back=len(late))
+        for line in self._lines:
+            await line.committer.close()
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "host": self._settings.host,
+            "version": __version__,
+            "scenes": [line.scene.name for line in self._lines],
+            "slots": self._settings.concurrency,
+            "running": sorted(lease.task_id for lease in list(self._running))[:100],
+        }
