@@ -104,9 +104,7 @@ class Metrics:
         self.throttled = counter(
             "fleet_llm_throttle_wait_seconds", "Seconds spent waiting for rate limits."
         )
-        self.parses = counter(
-            "fleet_llm_parses", "How actions were read from answers.", "parse", "outcome"
-        )
+        self.parses = counter("fleet_llm_parses", "How actions were read from answers.", "parse")
 
         # Sandboxes
         self.sandbox_start = histogram(

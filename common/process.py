@@ -9,6 +9,8 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 
@@ -33,6 +35,22 @@ def drain_on_signal(draining: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, draining.set)
+
+
+async def until(
+    draining: asyncio.Event, work: Coroutine[Any, Any, Any], *, timeout: float | None = None
+) -> None:
+    """Await ``work``, the order to drain or ``timeout`` seconds, whichever comes first."""
+    working = asyncio.create_task(work)
+    drained = asyncio.create_task(draining.wait())
+    try:
+        await asyncio.wait((working, drained), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        drained.cancel()
+        await asyncio.gather(working, drained, return_exceptions=True)
 
 
 def free_port() -> int:

@@ -1,9 +1,9 @@
 """Where attempts, reviews and blobs lie: written once, whole, durable, and found again.
 
-    trajectories/<task_id>/<attempt_id>.json          one attempt, never changed
-    trajectories/<task_id>/<attempt_id>.review.json   makes it visible to exporters
-    blobs/<sha256[:2]>/<sha256>.<ext>                 screenshots, results over 16 KiB
-    rejected.jsonl                                    lines of tasks files that were refused
+trajectories/<task_id>/<attempt_id>.json          one attempt, never changed
+trajectories/<task_id>/<attempt_id>.review.json   makes it visible to exporters
+blobs/<sha256[:2]>/<sha256>.<ext>                 screenshots, results over 16 KiB
+rejected.jsonl                                    lines of tasks files that were refused
 """
 
 from __future__ import annotations

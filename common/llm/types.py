@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pydantic import Field, JsonValue
@@ -16,28 +18,41 @@ ToolMode = Literal["native", "schema", "fenced"]
 schema; or a fenced code block in plain text (small models write good code only there)."""
 
 Parse = Literal["native", "schema", "fenced", "fallback"]
+"""How the action was read. `fallback`: a model asked for native calls wrote them as text."""
+
+Source = Literal["api", "embedded", "standin"]
+"""Who answered. `standin` once the server says so itself: such answers never leave as data."""
+
+Headers = Mapping[str, str]
 
 
 class Capabilities(Contract):
     """What is known of one model."""
 
     tool_mode: ToolMode
+    few_shot: bool = False
+    """In `schema` mode, open with `common.llm.request.examples`: 9 right of 10 instead of 6."""
     max_context: int = 32_768
     """Tokens."""
-    parallel_tools: bool = False
+    parallel_tools: bool | None = False
+    """Sent with the tools as `parallel_tool_calls`; null: the provider does not know the field."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the provider calls the limit on the answer."""
     price: tuple[float, float] | None = None
     """US dollars per million prompt and completion tokens, where we override the price list."""
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)
-    """Sent with every request, e.g. `{"thinking": {"type": "disabled"}}`."""
+    """Sent with every request, e.g. `{"thinking": {"type": "disabled"}}`; a task's own sampling
+    wins over it."""
 
 
 class ModelCall(Contract):
-    """One call the model asked for. `error` says why the arguments could not be read."""
+    """One call the model asked for. `error` says why it must not be run: show it to the model."""
 
     call_id: str
     tool: str
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
     raw_arguments: str = ""
+    """As the model wrote them."""
     error: str | None = None
 
 
@@ -55,9 +70,40 @@ class ModelReply(Contract):
     finish_reason: str
     parse: Parse
     usage: Usage
+    model: str = ""
+    """As the server names itself; the model asked for where it does not say."""
+    source: Source = "api"
+    sent: tuple[dict[str, Any], ...] = ()
+    """The messages as they really went out, where that is not exactly as given: results of calls
+    that were written as text, and unreadable arguments (`common.llm.request`). Go on from them."""
     throttled: float = 0.0
-    """Seconds spent waiting for rate limits."""
+    """Seconds spent waiting for rate limits and for a free slot."""
     duration: float = 0.0
+    """Seconds of work: requests and back-off, without `throttled`."""
+
+
+ErrorType = Literal["rate_limited", "unavailable", "refused", "misconfigured", "cancelled"]
+
+
+@dataclass(frozen=True)
+class CallRecord:
+    """What one `complete` came to; handed to the observer for metrics."""
+
+    provider: str
+    model: str
+    source: Source
+    seconds: float
+    """Of work, without `throttled`."""
+    throttled: float
+    error_type: ErrorType | None
+    usage: Usage | None
+    retries: int
+    faults: tuple[str, ...]
+    """One label of `common.llm.faults.LABELS` per failed request, in order."""
+    parse: Parse | None
+
+
+Observe = Callable[[CallRecord], None]
 
 
 class ModelUnavailable(FleetError):
@@ -88,7 +134,7 @@ class ChatModel(Protocol):
 
     provider: str
     model: str
-    source: Literal["api", "embedded", "standin"]
+    source: Source
     capabilities: Capabilities
 
     async def complete(
@@ -98,9 +144,11 @@ class ChatModel(Protocol):
         sampling: Sampling,
         *,
         deadline: float,
+        headers: Headers | None = None,
     ) -> ModelReply:
         """Ask once. ``deadline``: seconds in all, retries included, waits for 429 not.
 
+        ``headers`` (`x-fleet-task`, `x-fleet-attempt`) reach servers on this machine only.
         Raises `ModelUnavailable`, `ModelRateLimited`, `ModelRefused`, `ModelMisconfigured`.
         """
         ...

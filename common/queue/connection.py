@@ -93,6 +93,13 @@ class Server:
     async def close(self) -> None:
         await self.client.aclose()
 
+    async def answers(self) -> bool:
+        """Does the server answer right now?"""
+        try:
+            return bool(await asyncio.wait_for(self.client.ping(), 2.0))
+        except (redis.exceptions.RedisError, OSError, TimeoutError):
+            return False
+
     async def fcall(self, name: str, keys: Sequence[str], argv: Sequence[Any]) -> Any:
         """Call a function of the library; loads it where it is missing. Safe to repeat."""
         version, code = library()

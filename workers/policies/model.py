@@ -48,11 +48,15 @@ class ModelPolicy:
             tuple(t for t in toolbox.tools if t.name in ("run_python", "run_shell", FINISH))
         )
 
-    async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox) -> Turn:
+    async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox, *, deadline: float) -> Turn:
         reply = await self._model.complete(
-            chat, toolbox.schemas, self._sampling, deadline=self._deadline, headers=self._headers
+            chat,
+            toolbox.schemas,
+            self._sampling,
+            deadline=min(self._deadline, deadline),
+            headers=self._headers,
         )
-        self._source = reply.source or self._source
+        self._source = reply.source
         actions = tuple(
             Action(tool=call.tool, arguments=call.arguments, call_id=call.call_id)
             for call in reply.calls

@@ -5,7 +5,6 @@ They prove tasks (`fleet validate`), and carry the whole fleet through tests and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import orjson
@@ -36,7 +35,7 @@ class ScriptedPolicy:
     def show(self, toolbox: Toolbox) -> Toolbox:
         return toolbox
 
-    async def act(self, chat: Iterable[dict[str, Any]], toolbox: Toolbox) -> Turn:
+    async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox, *, deadline: float) -> Turn:
         # A refused finish (say, after a failing action) is simply said again.
         tool, arguments = self._script[min(self._at, len(self._script) - 1)]
         self._at += 1

@@ -1,0 +1,76 @@
+"""`python -m workers SCENE... --concurrency N`: run attempts of these scenes.
+
+Examples:
+  python -m workers code --concurrency 8
+  FLEET_REDIS_URL=redis://queue:6379/0 python -m workers code
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from common.llm.client import connect
+from common.llm.types import ModelUnavailable
+from common.logs import logger
+from common.service import Service, run
+from common.store import open_store
+from workers.models import Policies
+from workers.scenes import SCENES, build
+from workers.worker import Worker
+
+log = logger("workers")
+
+
+async def work(service: Service, scenes: list[str], *, needs_model: bool) -> None:
+    """Prove everything this worker stands on, then take work until it is told to drain."""
+    settings, metrics = service.settings, service.metrics
+    store = open_store(settings.output)
+    built = [build(name, settings, metrics) for name in scenes]
+    policies = Policies([], deadline=settings.llm_deadline, metrics=metrics)
+    models = connect(settings, observe=policies.observe) if needs_model else []
+    policies.use(models)
+    try:
+        for scene in built:
+            log.info("scene.open", scene=scene.name, **await scene.open())
+            await scene.reap()
+        for model in models[:1]:
+            try:
+                log.info("model.ready", answer=await model.check())
+            except ModelUnavailable as error:
+                # It may come back, and tasks wait in the queue until it does.
+                log.warning("model.unavailable", error=str(error))
+        worker = Worker(
+            settings, service.server, store, built, policies, metrics, service.health,
+            consumer=service.consumer,
+        )  # fmt: skip
+        await worker.run(service.draining)
+    finally:
+        for scene in built:
+            await scene.close()
+        for model in models:
+            await model.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m workers", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("scenes", nargs="+", metavar="SCENE", help=f"of {', '.join(SCENES)}")
+    parser.add_argument("--concurrency", type=int, help="episodes at once (FLEET_CONCURRENCY, 8)")
+    parser.add_argument(
+        "--no-model", action="store_true",
+        help="serve only tasks whose agent is oracle or nop; no provider is needed",
+    )  # fmt: skip
+    args = parser.parse_args()
+    scenes = list(dict.fromkeys(args.scenes))
+    return run(
+        "worker",
+        lambda service: work(service, scenes, needs_model=not args.no_model),
+        concurrency=args.concurrency,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

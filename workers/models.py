@@ -1,0 +1,65 @@
+"""Which model an episode gets: the first provider that is well, and then that one to the end."""
+
+from __future__ import annotations
+
+import time
+
+from common.failures import ConfigurationError
+from common.llm.types import CallRecord, ChatModel
+from common.metrics import Metrics
+from common.task import Assignment
+from workers.policies.base import Policy
+from workers.policies.model import ModelPolicy
+from workers.policies.scripted import ScriptedPolicy
+
+_REST = 30.0
+"""Seconds a provider is passed over after a call to it failed for good."""
+
+
+class Policies:
+    """Makes the policy a task asks for. Fails over between episodes, never inside one."""
+
+    def __init__(self, models: list[ChatModel], *, deadline: float, metrics: Metrics) -> None:
+        self._models = models
+        self._deadline = deadline
+        self._metrics = metrics
+        self._unwell: dict[str, float] = {}
+
+    def use(self, models: list[ChatModel]) -> None:
+        self._models = models
+
+    def __call__(self, assignment: Assignment, *, attempt_id: str) -> Policy:
+        task = assignment.task
+        if task.agent != "llm":
+            return ScriptedPolicy(task.agent, task.reference)
+        if not self._models:
+            raise ConfigurationError(
+                f"task {task.task_id} needs a model, and none is configured: set a provider's key "
+                "(see .env.example), or start the fleet with `fleet up`"
+            )
+        now = time.monotonic()
+        well = (m for m in self._models if now >= self._unwell.get(m.provider, 0.0))
+        model = next(well, self._models[0])
+        headers = {"x-fleet-task": task.task_id, "x-fleet-attempt": attempt_id}
+        # Header values are ASCII; an id in other letters is told by its hash-free escape.
+        headers = {k: v.encode("ascii", "backslashreplace").decode() for k, v in headers.items()}
+        return ModelPolicy(model, task.sampling, deadline=self._deadline, headers=headers)
+
+    def observe(self, call: CallRecord) -> None:
+        """Count one model call; remember a provider that gave way."""
+        if call.error_type in ("unavailable", "rate_limited"):
+            self._unwell[call.provider] = time.monotonic() + _REST
+        elif call.error_type is None:
+            self._unwell.pop(call.provider, None)
+        labels = ("chat", call.provider, call.model)
+        metrics = self._metrics
+        metrics.call_seconds.labels(*labels, call.error_type or "").observe(call.seconds)
+        metrics.throttled.inc(call.throttled)
+        for fault in call.faults:
+            metrics.call_retries.labels(call.model, fault).inc()
+        if call.usage is not None:
+            tokens = metrics.call_tokens
+            tokens.labels(*labels, "input").observe(call.usage.prompt_tokens)
+            tokens.labels(*labels, "output").observe(call.usage.completion_tokens)
+        if call.parse is not None:
+            metrics.parses.labels(call.parse).inc()
