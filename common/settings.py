@@ -6,6 +6,7 @@ import os
 import socket
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -55,6 +56,9 @@ class Settings(BaseSettings):
     """Seconds running episodes get to end after SIGTERM before they are handed back."""
     max_line_bytes: int = Field(default=1 << 20, ge=1024)
     """The longest line of tasks.jsonl that is read."""
+
+    agent: Literal["llm", "oracle", "nop"] = "llm"
+    """Who acts on tasks whose line does not say."""
 
     # Workers
     concurrency: int = Field(default=8, ge=1, le=1000)

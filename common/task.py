@@ -66,9 +66,11 @@ class StdoutCheck(_CheckBase):
     type: Literal["stdout"]
     expected: str
     match: Literal["exact", "lines", "contains", "regex"] = "exact"
-    """`exact` ignores white space at the end; `lines` ignores it at the end of every line."""
+    """`exact` ignores white space at the end; `lines` ignores it at the end of every line;
+    `regex` searches, with `^` and `$` at every line."""
     run: str | None = None
-    """Shell command to run in the sandbox afterwards. Absent: the agent's own last run counts."""
+    """Shell command to run in the sandbox afterwards; it must end with exit code 0. Absent: the
+    agent's own last successful run counts."""
     stdin: str = ""
     timeout: float = Field(default=30.0, gt=0, le=600)
     """Seconds."""
@@ -105,6 +107,7 @@ class AnswerCheck(_CheckBase):
 
     type: Literal["answer"]
     expected: str | float | list[str]
+    """Whole numbers beyond 2^53 as text: JSON readers round them."""
     match: Literal["exact", "numeric", "regex", "set", "contains"] = "exact"
     tolerance: float = Field(default=1e-6, ge=0)
     """For `numeric`: relative or absolute, whichever allows more."""

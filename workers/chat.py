@@ -58,9 +58,15 @@ def opening(
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
-def results(mode: ToolMode, pairs: list[tuple[Action, str]]) -> list[Message]:
-    """Return the messages that show a turn's tool results."""
-    if mode == "native":
+def results(
+    mode: ToolMode, pairs: list[tuple[Action, str]], native_ids: list[str]
+) -> list[Message]:
+    """Return the messages that show a turn's tool results.
+
+    ``native_ids``: the calls in the assistant message. A model that wrote its calls as text gets
+    the results as text too: a provider refuses results of calls it never made.
+    """
+    if mode == "native" and native_ids:
         return [
             {"role": "tool", "tool_call_id": action.call_id, "content": text}
             for action, text in pairs

@@ -197,7 +197,7 @@ class Episode:
             r.steps.append(
                 Step(
                     step_id=len(r.steps) + 1,
-                    thought=turn.thought if not pairs else "",
+                    thought=turn.thought if action is turn.actions[0] else "",
                     action=action,
                     observation=observation,
                     success=output.success,
@@ -211,10 +211,11 @@ class Episode:
                 )
             )
             usage = Usage()
-            pairs.append((action, observation.text))
             if r.stop is not None:
-                return
-        r.messages += chat.results(self.policy.mode, pairs)
+                break  # nobody reads what `finish` returns
+            pairs.append((action, observation.text))
+        if pairs:
+            r.messages += chat.results(self.policy.mode, pairs, turn.native_ids)
 
     async def _observe(self, output: ToolOutput) -> Observation:
         """Cut the view where it is long; keep the whole."""

@@ -73,22 +73,22 @@ def choose(settings: Settings) -> list[ProviderConfig]:
     """Return the configured providers, the one to use first.
 
     The order is that of providers.yaml: Gemini, DeepSeek, OpenAI, DashScope, a custom URL. The
-    provider of a model named by FLEET_LLM_MODEL goes before all. The embedded model is there only
-    when nothing else is configured, or when FLEET_LLM_PROVIDER asks for it.
+    embedded model is there only when nothing else is configured. FLEET_LLM_PROVIDER forces one.
     Raises `ConfigurationError` for an unknown provider and for one that lacks its key or model.
     """
     known = registry()
-    forced = settings.llm_provider
-    if forced is not None:
-        if forced not in known:
-            raise ConfigurationError(
-                f"FLEET_LLM_PROVIDER={forced!r} is not known; known: {', '.join(known)}"
-            )
-        names = [forced]
-    else:
+    if settings.llm_provider is None:
         names = [name for name in known if name != "embedded" and _is_configured(name, settings)]
-        names = _owner_first(names, settings.llm_model) or ["embedded"]
-    return [_configure(name, settings, first=name == names[0]) for name in names]
+        names = names or ["embedded"]
+    elif settings.llm_provider in known:
+        names = [settings.llm_provider]
+    else:
+        raise ConfigurationError(
+            f"FLEET_LLM_PROVIDER={settings.llm_provider!r} is not known; known: {', '.join(known)}"
+        )
+    owner = _owner(names, settings.llm_model)
+    return [_configure(name, settings, settings.llm_model if name == owner else None)
+            for name in names]  # fmt: skip
 
 
 def _is_configured(name: str, settings: Settings) -> bool:
@@ -97,31 +97,29 @@ def _is_configured(name: str, settings: Settings) -> bool:
     return _key(name, settings) is not None
 
 
-def _owner_first(names: list[str], model: str | None) -> list[str]:
-    """Put the provider that knows ``model`` first; a model nobody knows is the custom URL's."""
-    if model is None:
-        return names
-    owners = [name for name in names if model in registry()[name].models]
-    owners = owners or [name for name in names if name == "custom"]
-    return owners[:1] + [name for name in names if name not in owners[:1]]
+def _owner(names: list[str], model: str | None) -> str:
+    """Return whose model FLEET_LLM_MODEL names: it is one model, and so of one provider."""
+    for name in names:
+        if model in registry()[name].models:
+            return name
+    return "custom" if "custom" in names else names[0]
 
 
-def _configure(name: str, settings: Settings, *, first: bool) -> ProviderConfig:
+def _configure(name: str, settings: Settings, model: str | None) -> ProviderConfig:
     record = registry()[name]
     key = _key(name, settings)
     base_url = {"custom": settings.llm_base_url, "embedded": settings.embedded_url}.get(
         name, record.base_url
     )
+    model = model or record.model
     if name == "custom" and base_url is None:
         raise ConfigurationError("FLEET_LLM_PROVIDER=custom needs FLEET_LLM_BASE_URL")
     if key is None and name not in ("custom", "embedded"):
         raise ConfigurationError(f"FLEET_LLM_PROVIDER={name} needs {record.key_variable}")
-    # The setting names one model, so it cannot mean the other providers as well.
-    model = (settings.llm_model if first else None) or record.model
     if model is None:
         raise ConfigurationError(
-            f"FLEET_LLM_BASE_URL is set, but not which model to ask for there: set FLEET_LLM_MODEL "
-            f"(provider {name})"
+            "FLEET_LLM_BASE_URL is set, but not which model to ask for there: set FLEET_LLM_MODEL "
+            "to one it serves, or FLEET_LLM_PROVIDER to use another provider"
         )
     return ProviderConfig(
         name=name,

@@ -1,0 +1,137 @@
+"""Looks at everything the fleet stands on, and says how to mend what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.failures import ConfigurationError, FleetError
+from common.llm.client import connect
+from common.llm.providers import choose
+from common.llm.weights import QWEN_CODER
+from common.queue.connection import Server, ServerGone
+from common.queue.embedded import EmbeddedServer
+from common.settings import Settings
+from common.store import Store, StoreError
+from workers.sandboxes.registry import provider
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    state: Literal["ok", "warning", "broken"]
+    detail: str
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Look at everything; nothing is changed. Each look has a deadline."""
+    looks: list[tuple[str, Callable[[Settings], Awaitable[Finding]]]] = [
+        ("python", _python), ("sandbox", _sandbox), ("queue server", _server), ("model", _model),
+        ("output", _output), ("disk", _disk), ("port", _port),
+    ]  # fmt: skip
+    found = []
+    for what, look in looks:
+        try:
+            async with asyncio.timeout(60):
+                found.append(await look(settings))
+        except TimeoutError:
+            found.append(Finding(what, "broken", "no answer within 60 s"))
+        except (ConfigurationError, FleetError, StoreError, ServerGone) as error:
+            found.append(Finding(what, "broken", str(error)))
+    return found
+
+
+async def _python(_: Settings) -> Finding:
+    version = platform.python_version()
+    if not sys.platform.startswith("linux"):
+        return Finding("python", "broken", f"{version} on {sys.platform}; jails need Linux")
+    return Finding("python", "ok", f"{version}, {os.cpu_count()} cores")
+
+
+async def _sandbox(settings: Settings) -> Finding:
+    backend = provider(settings.sandbox)
+    try:
+        report = await backend.probe()
+    finally:
+        await backend.close()
+    kept = ", ".join(f"{name}: {how}" for name, how in report.enforced.items())
+    return Finding("sandbox", "ok", f"{report.backend} started a jail; {kept}")
+
+
+async def _server(settings: Settings) -> Finding:
+    if settings.redis_url is None:
+        with tempfile.TemporaryDirectory() as folder:
+            embedded = EmbeddedServer(Path(folder))
+            await asyncio.to_thread(embedded.start)
+            server = Server(embedded.url, patience=5)
+            try:
+                version = await server.check()
+            finally:
+                await server.close()
+                await asyncio.to_thread(embedded.stop)
+        return Finding("queue server", "ok", f"{version} from the wheel; `fleet up` starts it")
+    server = Server(settings.redis_url, patience=5)
+    try:
+        return Finding("queue server", "ok", f"{await server.check()}, durable, never evicts")
+    finally:
+        await server.close()
+
+
+async def _model(settings: Settings) -> Finding:
+    chosen = choose(settings)[0]
+    if chosen.name == "embedded" and chosen.base_url is None:
+        path = settings.model_file or settings.cache / QWEN_CODER.file
+        if path.exists():
+            return Finding("model", "ok", f"embedded, weights at {path} (small: demonstration)")
+        return Finding(
+            "model", "warning",
+            "no provider configured; `fleet up` will fetch the embedded model's weights once "
+            "(about 0.5 GB). For real work set a provider's key: see .env.example",
+        )  # fmt: skip
+    model = connect(settings)[0]
+    try:
+        return Finding("model", "ok", await model.check())
+    finally:
+        await model.close()
+
+
+async def _output(settings: Settings) -> Finding:
+    store = Store(settings.output)
+    await asyncio.to_thread(store.prove_writable)
+    return Finding("output", "ok", f"{settings.output.resolve()} can be written")
+
+
+async def _disk(settings: Settings) -> Finding:
+    free = shutil.disk_usage(settings.output.resolve()).free
+    detail = f"{free / _GIB:.1f} GiB free at {settings.output.resolve()}"
+    if free < _GIB:
+        return Finding("disk", "warning", f"{detail}; trajectories stop when it is full")
+    return Finding("disk", "ok", detail)
+
+
+async def _port(settings: Settings) -> Finding:
+    if settings.metrics_port == 0:
+        return Finding("port", "ok", "metrics on free ports (FLEET_METRICS_PORT=0)")
+    with socket.socket() as probe:
+        try:
+            probe.bind((settings.metrics_host, settings.metrics_port))
+        except OSError as error:
+            return Finding(
+                "port", "broken",
+                f"{settings.metrics_host}:{settings.metrics_port}: {error.strerror}; set "
+                "FLEET_METRICS_PORT to a free one, or 0",
+            )  # fmt: skip
+    return Finding("port", "ok", f"{settings.metrics_port} is free")

@@ -1,0 +1,92 @@
+"""The fleet at a glance: what waits, runs and came of it, per scene."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from rich.table import Table
+from rich.text import Text
+
+from common.queue.connection import Server
+from common.queue.scene_queue import Counts, SceneQueue
+from common.task import SceneName
+
+_SHOWN = (
+    ("queued", "waiting"), ("running", "running"), ("delayed", "delayed"), ("review", "reviewing"),
+)  # fmt: skip
+_COUNTED = (
+    ("passed", "passed", "green"), ("failed", "failed", "red"), ("revised", "iterate", ""),
+    ("accepted", "accepted", "bold green"), ("rejected", "rejected", ""),
+    ("unverified", "human", "yellow"), ("dead", "dead", "bold red"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the server says of all scenes that have ever had a task."""
+
+    scenes: dict[str, Counts]
+    workers: dict[str, int]
+    """Living workers per scene."""
+    files: dict[str, dict[str, Any]]
+    """What the dispatcher says of each file: offset, size."""
+
+    @property
+    def open_tasks(self) -> int:
+        return sum(counts.open_tasks for counts in self.scenes.values())
+
+
+async def look(server: Server) -> Snapshot:
+    """Read everything a status shows."""
+    names = [scene.value for scene in SceneName]
+    counts = await asyncio.gather(*(SceneQueue(server, name).counts() for name in names))
+    scenes = {n: c for n, c in zip(names, counts, strict=True) if c["tasks"]}
+    workers = dict.fromkeys(names, 0)
+    cards = [k async for k in server.client.scan_iter(match="fleet:{tasks:*}:w:*", count=1000)]
+    for key in cards:
+        workers[key.decode().split("{tasks:")[1].split("}")[0]] += 1
+    told = await server.persist(lambda: server.client.hgetall("fleet:dispatcher"))
+    files = {name.decode(): orjson.loads(value) for name, value in told.items()}
+    return Snapshot(scenes, workers, files)
+
+
+def table(snapshot: Snapshot, *, title: str | None = None) -> Table:
+    """Return the numbers as a table, a row per scene."""
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("scene")
+    for name in ("workers", "tasks", *(n for n, _ in _SHOWN), *(n for n, _, _ in _COUNTED)):
+        shown.add_column(name, justify="right")
+    for name, counts in snapshot.scenes.items():
+        alive = snapshot.workers.get(name, 0)
+        row = [
+            Text(name),
+            Text(str(alive), style="" if alive or not counts.open_tasks else "bold red"),
+            Text(str(counts["tasks"])),
+            *(Text(str(getattr(counts, field))) for _, field in _SHOWN),
+            *(Text(str(counts[key]), style=style if counts[key] else "dim")
+              for _, key, style in _COUNTED),
+        ]  # fmt: skip
+        shown.add_row(*row)
+    return shown
+
+
+def remarks(snapshot: Snapshot) -> list[str]:
+    """Return what a person should know besides the numbers."""
+    found = []
+    for name, counts in snapshot.scenes.items():
+        if counts.unaccounted:
+            found.append(f"{name}: {counts.unaccounted} units of work unaccounted for: a bug")
+        if counts.open_tasks and not snapshot.workers.get(name):
+            found.append(f"{name}: no worker serves this scene; its tasks wait")
+        if counts["human"]:
+            found.append(f"{name}: {counts['human']} unverified: no checks, so a person must look")
+        if counts["dead"]:
+            found.append(f"{name}: {counts['dead']} dead letters: fleet dead list")
+    for path, told in snapshot.files.items():
+        behind = int(told.get("size", 0)) - int(told.get("offset", 0))
+        if behind > 0:
+            found.append(f"{path}: {behind:,} bytes not dispatched yet")
+    return found

@@ -1,0 +1,253 @@
+"""Everything in one terminal: server, model, dispatcher, workers, reviewer, and a live view."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import orjson
+
+from common.failures import ConfigurationError
+from common.llm.providers import choose
+from common.process import drain_on_signal, until
+from common.queue.connection import Server
+from common.queue.embedded import EmbeddedServer
+from common.settings import Settings
+from common.store import open_store
+from fleet.children import Child, environment, last_words, python
+from fleet.context import state_folder
+from fleet.status import Snapshot, look
+
+_MODEL_DEADLINE = 900.0
+"""Seconds for fetching and loading the embedded model; 480 MB on a slow line take a while."""
+_LOOK = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to bring up."""
+
+    files: list[Path]
+    scenes: list[str]
+    workers: int
+    concurrency: int
+    until_done: bool
+    needs_model: bool
+
+
+@dataclass
+class State:
+    """What the live view shows besides the server's numbers."""
+
+    model: str = "none: only oracle and nop tasks can run"
+    note: str = ""
+    began: float = field(default_factory=time.monotonic)
+    children: list[Child] = field(default_factory=list)
+
+
+class Fleet:
+    """Brings a fleet up over one output folder, and takes it down in order."""
+
+    def __init__(
+        self, plan: Plan, settings: Settings, draw: Callable[[State, Snapshot | None], None]
+    ) -> None:
+        self.plan = plan
+        self.settings = settings
+        self.state = State()
+        self._draw = draw
+        self._folder = state_folder(settings.output)
+        self._embedded: EmbeddedServer | None = None
+        self._env: dict[str, str] = {}
+        self._lock: IO[str] | None = None
+
+    async def run(self) -> Snapshot:
+        """Work until done or told to end; returns the last look. Raises `ConfigurationError`."""
+        draining = asyncio.Event()
+        drain_on_signal(draining)
+        snapshot = None
+        open_store(self.settings.output)
+        self._hold_lock()
+        try:
+            url = await self._server()
+            server = Server(url)
+            try:
+                await server.check()
+                await self._up(url, draining)
+                snapshot = await self._watch(server, draining)
+                self.state.note = "draining: running attempts may end, the rest is handed back"
+                self._draw(self.state, snapshot)
+                await self._down()
+                snapshot = await look(server)
+                self._draw(self.state, snapshot)
+            finally:
+                await server.close()
+        finally:
+            for child in self.state.children:
+                child.kill()
+            if self._embedded is not None:
+                await asyncio.to_thread(self._embedded.stop)
+            (self._folder / "server.json").unlink(missing_ok=True)
+        return snapshot
+
+    def _hold_lock(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = (self._folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigurationError(
+                f"another `fleet up` works on {self.settings.output}/ already; "
+                "give this one another folder with --output"
+            ) from None
+
+    async def _server(self) -> str:
+        if self.settings.redis_url is not None:
+            return self.settings.redis_url
+        self._embedded = EmbeddedServer(self._folder / "valkey")
+        await asyncio.to_thread(self._embedded.start)
+        path = self._folder / "server.json"
+        path.touch(mode=0o600)
+        path.write_bytes(orjson.dumps({"url": self._embedded.url, "pid": os.getpid()}))
+        return self._embedded.url
+
+    # -- up ----------------------------------------------------------------------------------
+
+    async def _up(self, url: str, draining: asyncio.Event) -> None:
+        plan, settings = self.plan, self.settings
+        self._env = environment(
+            FLEET_REDIS_URL=url,
+            FLEET_OUTPUT=str(settings.output.resolve()),
+            FLEET_COMMIT=settings.commit or _commit(),
+        )
+        once = ["--once"] if plan.until_done else []
+        files = [str(path) for path in plan.files]
+        await self._start("dispatcher", python("dispatcher", *once, *files), once=plan.until_done)
+        if plan.needs_model:
+            await self._model(draining)
+        if draining.is_set():
+            return
+        model = [] if plan.needs_model else ["--no-model"]
+        for number in range(1, plan.workers + 1):
+            command = python(
+                "workers", *plan.scenes, "--concurrency", str(plan.concurrency), *model
+            )
+            await self._start(f"worker-{number}", command)
+        await self._start("reviewer", python("reviewer"))
+
+    async def _start(self, name: str, argv: list[str], *, once: bool = False) -> Child:
+        child = Child(name, argv, self._folder / "logs" / f"{name}.log", self._env, once=once)
+        await child.start()
+        self.state.children.append(child)
+        return child
+
+    async def _model(self, draining: asyncio.Event) -> None:
+        """Say which model acts; start the embedded one where no other is configured."""
+        provider = choose(self.settings)[0]
+        self.state.model = f"{provider.model} ({provider.name})"
+        if provider.name != "embedded" or provider.base_url is not None:
+            return
+        self.state.model = "embedded: fetching weights (once) and loading"
+        log = self._folder / "logs" / "model.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        key = secrets.token_hex(16)
+        said = log.with_suffix(".json")
+        said.unlink(missing_ok=True)
+        # Its standard output is the announcement; the log takes the rest.
+        child = _ModelChild(
+            "model", python("common.llm.embedded", "--port", "0"), log,
+            {**self._env, "FLEET_EMBEDDED_KEY": key}, announce=said,
+        )  # fmt: skip
+        await child.start()
+        self.state.children.append(child)
+        deadline = time.monotonic() + _MODEL_DEADLINE
+        while not said.exists() or b"\n" not in said.read_bytes():
+            if child.pid is None:
+                raise ConfigurationError(
+                    f"the embedded model did not start: {last_words(log)} Set a provider's key "
+                    "(see .env.example), or use --agent oracle to see the fleet without a model."
+                )
+            if time.monotonic() > deadline or draining.is_set():
+                return
+            self.state.note = f"model: {last_words(log)[:100]}"
+            self._draw(self.state, None)
+            await until(draining, asyncio.sleep(0.2))
+        told = orjson.loads(said.read_bytes().splitlines()[0])
+        self._env |= {"FLEET_EMBEDDED_URL": told["url"], "FLEET_EMBEDDED_KEY": key}
+        self.state.model = f"{told['model']} (embedded, on this CPU: small, for demonstration)"
+        self.state.note = ""
+
+    # -- watch -------------------------------------------------------------------------------
+
+    async def _watch(self, server: Server, draining: asyncio.Event) -> Snapshot | None:
+        """Draw what happens until everything is done, or the order to drain comes."""
+        keepers = [asyncio.create_task(c.keep_alive()) for c in self.state.children]
+        snapshot = None
+        try:
+            while not draining.is_set():
+                snapshot = await look(server)
+                self._draw(self.state, snapshot)
+                for keeper in keepers:
+                    if keeper.done():
+                        keeper.result()
+                if self.plan.until_done and self._done(snapshot):
+                    break
+                await until(draining, asyncio.sleep(_LOOK))
+        finally:
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
+        return snapshot
+
+    def _done(self, snapshot: Snapshot) -> bool:
+        dispatcher = self.state.children[0]
+        served = [c for name, c in snapshot.scenes.items() if name in self.plan.scenes]
+        return dispatcher.finished.is_set() and not any(c.open_tasks for c in served)
+
+    # -- down --------------------------------------------------------------------------------
+
+    async def _down(self) -> None:
+        """End in the order of the flow, so that what is finished is still reviewed."""
+        grace = self.settings.drain_grace
+        by_name: dict[str, list[Child]] = {}
+        for child in self.state.children:
+            by_name.setdefault(child.name.split("-")[0], []).append(child)
+        for name in ("dispatcher", "worker", "reviewer", "model"):
+            await asyncio.gather(*(c.stop(grace=grace + 20) for c in by_name.get(name, ())))
+
+
+class _ModelChild(Child):
+    """The embedded model: what it prints goes to a file of its own."""
+
+    def __init__(
+        self, name: str, argv: list[str], log: Path, env: dict[str, str], *, announce: Path
+    ) -> None:
+        super().__init__(name, argv, log, env)
+        self._announce = announce
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log, self._announce.open("wb") as announce:
+            self.process = await asyncio.create_subprocess_exec(
+                *self.argv, env=dict(self.env), stdin=asyncio.subprocess.DEVNULL,
+                stdout=announce, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.started = time.monotonic()
+
+
+def _commit() -> str | None:
+    """Return the commit of this checkout, for provenance; None outside one."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True, timeout=5, text=True, check=False,
+        )  # fmt: skip
+        return done.stdout.strip() or None
+    return None
