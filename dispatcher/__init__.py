@@ -1,0 +1,1 @@
+"""Follows tasks files as they grow and queues every line once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from common.trajectory import Step, Trajectory, Verdict
 from exporters.export import FORMATS, Selection
 from exporters.export import export as write_export
 from fleet import status as status_view
+from fleet.children import python
 from fleet.context import err, fail, guard, out, settings_for, store_of, with_server
 from fleet.show import show as show_trajectory
 from fleet.tasksfile import read_tasks
@@ -213,7 +215,7 @@ def submit(file: Path, output: Output = None) -> None:
 def validate(
     file: Path,
     concurrency: Annotated[int, typer.Option(min=1, help="Tasks at once.")] = 4,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show proven tasks too.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only what is not proven.")] = False,
 ) -> None:
     """Prove every task in the real sandbox: its reference must pass, doing nothing must fail."""
     from fleet.validate import Proof, prove
@@ -253,7 +255,7 @@ def validate(
     for where, reason in wrong:
         shown.add_row(where, Text("rejected", style="red"), "", Text(reason))
     for proof in proofs:
-        if verbose or proof.status != "proven":
+        if not quiet or proof.status != "proven":
             result = Text(proof.status, style=styles[proof.status])
             shown.add_row(
                 Text(f"{proof.task.task_id} (line {ids[proof.task.task_id]})"), result,
@@ -399,6 +401,23 @@ def doctor(output: Output = None) -> None:
     out.print(shown)
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def model() -> None:
+    """Say which model acts; fetch the embedded one's weights if it is the one (once, 0.5 GB)."""
+    from common.llm.providers import choose
+
+    settings = settings_for(None)
+    try:
+        chosen = choose(settings)
+    except ConfigurationError as error:
+        fail(str(error), 78)
+    for place, provider in enumerate(chosen):
+        out.print(f"{'then' if place else 'first'} {provider.model} ({provider.name})")
+    if chosen[0].name == "embedded" and chosen[0].base_url is None:
+        fetched = subprocess.run(python("common.llm.embedded", "--fetch-only"), check=False)
+        raise typer.Exit(1 if fetched.returncode else 0)
 
 
 @app.command()

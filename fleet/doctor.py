@@ -75,7 +75,7 @@ async def _server(settings: Settings) -> Finding:
     if settings.redis_url is None:
         with tempfile.TemporaryDirectory() as folder:
             embedded = EmbeddedServer(Path(folder))
-            await asyncio.to_thread(embedded.start)
+            embedded.start()
             server = Server(embedded.url, patience=5)
             try:
                 version = await server.check()

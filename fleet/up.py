@@ -113,7 +113,8 @@ class Fleet:
         if self.settings.redis_url is not None:
             return self.settings.redis_url
         self._embedded = EmbeddedServer(self._folder / "valkey")
-        await asyncio.to_thread(self._embedded.start)
+        # In this thread: the server ends with the thread that started it.
+        self._embedded.start()
         path = self._folder / "server.json"
         path.touch(mode=0o600)
         path.write_bytes(orjson.dumps({"url": self._embedded.url, "pid": os.getpid()}))

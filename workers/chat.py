@@ -32,10 +32,11 @@ _SYSTEM: dict[ToolMode, str] = {
         f"{_COMMON}"
     ),
     "fenced": (
-        "You solve a task by writing a program. Reply with one fenced code block that starts "
-        "with ```python (or ```bash for a shell script). It is run, and you are shown what it "
-        "printed. When the printed output solves the task, reply with the single word DONE, or "
-        f"with DONE: and the answer if the task asks for an answer. {_COMMON}"
+        "You solve a task by writing one program that does all of it. Reply with one fenced code "
+        "block that starts with ```python (or ```bash for a shell script). It is run in the work "
+        "folder. If it ends with an error, you are shown the error and reply with a corrected "
+        "program. If it ends without one, the task is over, and what it printed is your answer. "
+        f"{_COMMON}"
     ),
 }
 
@@ -73,9 +74,7 @@ def results(
         ]
     shown = [f"Result of {action.tool}:\n{fence(text)}" for action, text in pairs]
     if mode == "fenced":
-        shown.append(
-            "If this output solves the task, reply DONE. If not, reply with a corrected program."
-        )
+        shown.append("Reply with a corrected program.")
     return [{"role": "user", "content": "\n\n".join(shown)}]
 
 

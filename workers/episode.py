@@ -214,6 +214,10 @@ class Episode:
             if r.stop is not None:
                 break  # nobody reads what `finish` returns
             pairs.append((action, observation.text))
+            answer = self.policy.concludes(output)
+            if answer is not None:
+                r.answer, r.stop = answer, StopReason.FINISH
+                break
         if pairs:
             r.messages += chat.results(self.policy.mode, pairs, turn.native_ids)
 

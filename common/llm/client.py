@@ -20,7 +20,7 @@ from common.llm.faults import Transient, of_status, read_body, scrub
 from common.llm.pacing import Backoff, Call, Pacer
 from common.llm.parse import read_answer, with_ids
 from common.llm.providers import ProviderConfig, choose
-from common.llm.request import Request, shape
+from common.llm.request import Request, encode, shape
 from common.llm.types import (
     CallRecord,
     ChatModel,
@@ -138,7 +138,9 @@ class OpenAIChat:
             request = shape(messages, tools, self._config.capabilities_of(call.model))
             body = self._body(call.model, request, sampling)
             async with self._pacer.slot(call):
-                answer = await self._ask(call, body, headers or {})
+                answer = await self._ask(
+                    call, encode(body), headers if self._trace and headers else {}
+                )
             reply = self._read(call, request, body, answer, tools)
             error = None
         except ModelRateLimited:
@@ -182,7 +184,7 @@ class OpenAIChat:
             "messages": request.messages,
         }
 
-    async def _ask(self, call: Call, body: dict[str, Any], headers: Headers) -> dict[str, Any]:
+    async def _ask(self, call: Call, body: bytes, headers: Headers) -> dict[str, Any]:
         """Send until an answer is whole, at the pace the provider allows."""
         while True:
             await self._pacer.wait_while_paused(call)
@@ -192,7 +194,7 @@ class OpenAIChat:
             except Transient as fault:
                 await self._pacer.after(fault, call)
 
-    async def _send(self, model: str, body: dict[str, Any], headers: Headers) -> dict[str, Any]:
+    async def _send(self, model: str, body: bytes, headers: Headers) -> dict[str, Any]:
         """Send one request and return its body once it is a chat completion."""
         try:
             # Not `chat.completions.create`: it walks the whole chat on the event loop, ten times
@@ -200,9 +202,9 @@ class OpenAIChat:
             # shape for an answer.
             response = await self._client.post(
                 "/chat/completions",
-                body=body,
+                content=body,
                 cast_to=httpx2.Response,
-                options={"headers": dict(headers)} if self._trace and headers else {},
+                options={"headers": {"Content-Type": "application/json", **headers}},
             )
         except openai.APIStatusError as error:
             raise of_status(self._config, model, error.response) from None

@@ -7,7 +7,6 @@ The process ends on SIGTERM, and with the process that started it.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import secrets
@@ -20,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
@@ -28,25 +27,25 @@ from rich.progress import Progress as Bar
 
 from common.failures import ConfigurationError
 from common.llm.fetch import Progress, ensure
+from common.process import die_with_parent
 from common.settings import Settings, load
 
 SLOTS = 2
 """More only add latency: two slots already fill two cores (31 against 14 tasks a minute with one;
 four gave no more)."""
-CONTEXT = 8192
+CONTEXT = 6144
 """Tokens per slot."""
 KEY_VARIABLE = "FLEET_EMBEDDED_KEY"
 
-_PROMPT_CACHE = 128  # MiB; llama.cpp's own default of 8 GiB would eat a small machine
+_PROMPT_CACHE = 64  # MiB; llama.cpp's own default of 8 GiB would eat a small machine
 _QUIET = 1  # llama.cpp's verbosity: errors only
 _START = 60.0  # seconds until it must answer
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     parent = os.getppid()
-    die_with_parent()
+    die_with_parent(parent)
     signal.signal(signal.SIGTERM, _stop)
     with _clean_stdout() as announce:
         try:
@@ -59,11 +58,16 @@ def main(arguments: list[str] | None = None) -> int:
             said = {} if key else {"key": (key := secrets.token_urlsafe(24))}
             # From here on SIGTERM is waited for; the server's threads must not take it.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-            url = _serve(model, path, key, options.port, options.threads)
+            server = _serve(model, path, key, options.port, options.threads)
         except ConfigurationError as error:
             sys.stderr.write(f"embedded model: {error}\n")
             return 2
-        line = {"url": f"{url}/v1", "model": model, "key_env": KEY_VARIABLE, **said}
+        line = {
+            "url": f"{server.listening_address}/v1",
+            "model": model,
+            "key_env": KEY_VARIABLE,
+            **said,
+        }
         announce.write(json.dumps(line) + "\n")
         announce.flush()
         _wait_for_the_end(parent)
@@ -101,8 +105,11 @@ def _weights(settings: Settings) -> tuple[str, Path]:
     return settings.model_file.stem.lower(), settings.model_file
 
 
-def _serve(model: str, path: Path, key: str, port: int, threads: int) -> str:
-    """Load the model and listen on the loopback interface. Returns the URL once it is healthy."""
+def _serve(model: str, path: Path, key: str, port: int, threads: int) -> Any:
+    """Load the model and listen on the loopback interface; return the server once it is healthy.
+
+    It ends with the object that is returned.
+    """
     try:
         import xllamacpp
     except ImportError as error:
@@ -127,10 +134,8 @@ def _serve(model: str, path: Path, key: str, port: int, threads: int) -> str:
         server = xllamacpp.Server(params)
     except RuntimeError as error:
         raise ConfigurationError(f"cannot serve {path} on port {port}: {error}") from error
-    globals()["_server"] = server  # its end would be the server's end
-    url = str(server.listening_address)
-    _wait_until_healthy(url)
-    return url
+    _wait_until_healthy(str(server.listening_address))
+    return server
 
 
 def _wait_until_healthy(url: str) -> None:
@@ -147,14 +152,8 @@ def _wait_until_healthy(url: str) -> None:
             time.sleep(0.05)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to send SIGTERM to this process when the one that started it ends (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def _wait_for_the_end(parent: int) -> None:
-    """Return on SIGTERM or SIGINT, or when the parent is gone (it may have been before prctl)."""
+    """Return on SIGTERM or SIGINT, or when the parent is gone (where the kernel does not tell)."""
     while os.getppid() == parent:
         if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, 2.0):
             return

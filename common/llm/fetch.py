@@ -34,6 +34,11 @@ class SourceFailed(Exception):
     """One source could not deliver; the next one is tried."""
 
 
+def place(cache: Path, weights: Weights) -> Path:
+    """Return where the file of ``weights`` is, or will be."""
+    return cache / "models" / weights.file
+
+
 def ensure(
     cache: Path, wanted: tuple[Weights, ...] = DEFAULT, progress: Progress = lambda *_: None
 ) -> tuple[Weights, Path]:

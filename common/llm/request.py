@@ -10,7 +10,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.llm.parse import LANGUAGES, name_of, read_arguments, text_argument
+import orjson
+
+from common.llm.parse import LANGUAGES, name_of, text_argument
 from common.llm.types import Capabilities, ToolMode
 
 Message = dict[str, Any]
@@ -75,6 +77,14 @@ def action_schema(tools: list[Tool]) -> dict[str, Any]:
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
 
+def encode(body: dict[str, Any]) -> bytes:
+    """Return a request's body as JSON."""
+    try:
+        return orjson.dumps(body)  # a twentieth of the time of `json`, on the event loop
+    except TypeError:  # half a surrogate pair, or an integer beyond 64 bits
+        return json.dumps(body).encode()
+
+
 def examples(tools: list[Tool]) -> list[Message]:
     """Return two worked turns of the `schema` mode with the tools at hand, for after the system
     prompt: one that uses a tool, and one that finishes (or uses another tool)."""
@@ -137,4 +147,8 @@ def _with_readable_arguments(message: Message, calls: list[Any]) -> Message:
 
 def _is_readable(call: Any) -> bool:
     function = call.get("function")
-    return isinstance(function, dict) and read_arguments(function.get("arguments", "{}"))[1] is None
+    raw = function.get("arguments", "{}") if isinstance(function, dict) else None
+    try:
+        return isinstance(orjson.loads(raw) if isinstance(raw, str) else raw, dict)
+    except orjson.JSONDecodeError:
+        return False

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import redis
 
+import common.tethered
 from common.failures import ConfigurationError
-from common.process import die_with_parent, free_port
+from common.process import free_port
 
+_TETHERED = Path(common.tethered.__file__)
 _START_DEADLINE = 20.0
 _STOP_DEADLINE = 10.0
 
@@ -59,12 +61,13 @@ class EmbeddedServer:
             f'dir "{self._folder}"\nappendonly yes\nappendfsync everysec\nsave ""\n'
             "maxmemory-policy noeviction\ndaemonize no\nloglevel warning\n"
         )
-        if shutil.which(self._binary) is None:
+        binary = shutil.which(self._binary)
+        if binary is None:
             raise ConfigurationError(f"no server binary at {self._binary}")
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "common.queue.embedded", str(os.getpid()),
-                 self._binary, str(config)],
+                [sys.executable, "-I", "-S", str(_TETHERED), str(os.getpid()),
+                 binary, str(config)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal must not reach it before us
             )  # fmt: skip
@@ -105,9 +108,3 @@ class EmbeddedServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(_STOP_DEADLINE)
-
-
-if __name__ == "__main__":
-    # Become the server, but one that ends with whoever started it.
-    die_with_parent(int(sys.argv[1]))
-    os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606

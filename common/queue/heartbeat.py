@@ -42,7 +42,7 @@ class Heartbeat(threading.Thread):
         self._on_lost = on_lost
         self._card = card
         self._loop = asyncio.get_running_loop()
-        self._held: dict[tuple[str, str], tuple[SceneQueue, Lease]] = {}
+        self._held: dict[Lease, SceneQueue] = {}
         self._queues: list[SceneQueue] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -55,11 +55,11 @@ class Heartbeat(threading.Thread):
 
     def hold(self, queue: SceneQueue, lease: Lease) -> None:
         with self._lock:
-            self._held[lease.scene, lease.entry] = (queue, lease)
+            self._held[lease] = queue
 
     def drop(self, lease: Lease) -> None:
         with self._lock:
-            self._held.pop((lease.scene, lease.entry), None)
+            self._held.pop(lease, None)
 
     def pulse(self) -> None:
         """Called from the event loop now and then: it lives."""
@@ -86,20 +86,19 @@ class Heartbeat(threading.Thread):
     def _beat(self) -> None:
         client = self._client = self._client or blocking_client(self._url)
         with self._lock:
-            held = list(self._held.values())
-        by_queue: dict[int, list[tuple[SceneQueue, Lease]]] = {}
-        for queue, lease in held:
-            by_queue.setdefault(id(queue), []).append((queue, lease))
-        for pairs in by_queue.values():
-            queue = pairs[0][0]
+            held = list(self._held.items())
+        by_queue: dict[SceneQueue, list[Lease]] = {}
+        for lease, queue in held:
+            by_queue.setdefault(queue, []).append(lease)
+        for queue, leases in by_queue.items():
             argv: list[Any] = [queue.group, queue.consumer]
-            for _, lease in pairs:
+            for lease in leases:
                 argv += [lease.stream, lease.entry, lease.deliveries]
             keys = (queue.keys.prefix, *queue.streams)
             replies = _fcall(client, "renew", keys, argv)
-            for (_, lease), alive in zip(pairs, replies, strict=True):
+            for lease, alive in zip(leases, replies, strict=True):
                 # An entry dropped while we asked was committed, not lost.
-                if not alive and (lease.scene, lease.entry) in self._held:
+                if not alive and lease in self._held:
                     self._loop.call_soon_threadsafe(self._on_lost, lease)
         if self._card is not None and self._queues:
             card = orjson.dumps(self._card())

@@ -37,7 +37,10 @@ class Lease:
     @property
     def attempt_id(self) -> str:
         """Unique to this lease: two owners of the same work never write the same file."""
-        owner = hashlib.sha256(f"{self.consumer}/{self.entry}".encode()).hexdigest()[:8]
+        # Entries of two lanes may share an id: both were added in the same millisecond.
+        owner = hashlib.sha256(f"{self.consumer}/{self.stream}/{self.entry}".encode()).hexdigest()[
+            :8
+        ]
         return f"{self.unit}-{self.entry}-d{self.deliveries}-{owner}"
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from common.llm.types import ToolMode
 from common.task import Assignment
 from common.trajectory import Action, Agent, Usage
-from workers.tools import Toolbox
+from workers.tools import Toolbox, ToolOutput
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Policy(Protocol):
 
     async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox, *, deadline: float) -> Turn:
         """Decide the next step within ``deadline`` seconds, waits for rate limits not counted."""
+        ...
+
+    def concludes(self, output: ToolOutput) -> str | None:
+        """Return the final answer if this result ends the episode by itself; None if not."""
         ...
 
     @property

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from common.llm.types import ChatModel, ModelReply
 from common.task import Sampling
 from common.trajectory import Action, Agent
 from workers.policies.base import Turn
-from workers.tools import FINISH, Toolbox
+from workers.tools import FINISH, Toolbox, ToolOutput
 
-_DONE = re.compile(r"^\W*(?:DONE|FINAL(?: ANSWER)?)\b\W*", re.IGNORECASE)
 _CHARS_PER_TOKEN = 3
 
 
@@ -23,6 +21,12 @@ class ModelPolicy:
     ) -> None:
         self._model = model
         self._sampling = sampling
+        # What we send where the task does not say is part of how it was sampled.
+        ours = {
+            k: v for k, v in model.capabilities.extra_body.items() if k in Sampling.model_fields
+        }
+        said = sampling.model_dump(exclude_none=True)
+        self._sampled = Sampling.model_validate({**ours, **said})
         self._deadline = deadline
         self._headers = headers
         self._source = model.source
@@ -37,7 +41,7 @@ class ModelPolicy:
             model=self._sampling.model or self._model.model,
             provider=self._model.provider,
             model_source=self._source,
-            sampling=self._sampling,
+            sampling=self._sampled,
         )
 
     def show(self, toolbox: Toolbox) -> Toolbox:
@@ -47,6 +51,11 @@ class ModelPolicy:
         return Toolbox(
             tuple(t for t in toolbox.tools if t.name in ("run_python", "run_shell", FINISH))
         )
+
+    def concludes(self, output: ToolOutput) -> str | None:
+        """In `fenced` mode the first program that runs without an error is the model's last word:
+        a model that small cannot tell whether its output is right, and only spoils it."""
+        return output.text.strip() if self.mode == "fenced" and output.success else None
 
     async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox, *, deadline: float) -> Turn:
         reply = await self._model.complete(
@@ -80,5 +89,4 @@ class ModelPolicy:
     @staticmethod
     def _finish(reply: ModelReply) -> Action:
         """Without a code block the model is done; what it says is its answer."""
-        answer = _DONE.sub("", reply.text.strip(), count=1).strip()
-        return Action(tool=FINISH, arguments={"answer": answer}, call_id="finish")
+        return Action(tool=FINISH, arguments={"answer": reply.text.strip()}, call_id="finish")

@@ -13,7 +13,7 @@ from common.llm.types import ToolMode
 from common.task import Reference
 from common.trajectory import Action, Agent
 from workers.policies.base import Turn
-from workers.tools import FINISH, Toolbox
+from workers.tools import FINISH, Toolbox, ToolOutput
 
 
 class ScriptedPolicy:
@@ -34,6 +34,9 @@ class ScriptedPolicy:
 
     def show(self, toolbox: Toolbox) -> Toolbox:
         return toolbox
+
+    def concludes(self, output: ToolOutput) -> str | None:
+        return None
 
     async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox, *, deadline: float) -> Turn:
         # A refused finish (say, after a failing action) is simply said again.

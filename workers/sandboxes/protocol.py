@@ -53,6 +53,7 @@ class Limits(Contract):
     cpu: float = Field(default=300.0, gt=0)
     """Seconds of processor time for each process."""
     memory_mb: int = Field(default=512, ge=16)
+    """Of all its processes together; where a cgroup counts, files in /work and /tmp included."""
     pids: int = Field(default=64, ge=4)
     disk_mb: int = Field(default=64, ge=1)
     """Of the work folder; /tmp has as much again."""
@@ -139,7 +140,10 @@ class Sandbox(Protocol):
         ...
 
     async def write_file(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
-        """Replace or create a file, with its parents. Raises `SandboxPathError` (also: disk full)."""
+        """Replace or create a file, with its parents; a link at its place is replaced too.
+
+        Raises `SandboxPathError`, also when the disk is full.
+        """
         ...
 
     async def list_dir(self, path: str = ".") -> list[FileInfo]:

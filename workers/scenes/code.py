@@ -168,9 +168,10 @@ class CodeEnvironment:
                 await self.sandbox.write_file(path, text.encode())
             except SandboxPathError as error:
                 raise InvalidTask(f"constraints.files.{path}: {error}") from None
-        if not self._constraints.files:
-            return ""
-        return "Files in the work folder: " + ", ".join(self._constraints.files)
+        sight = "Python has its standard library only."
+        if self._constraints.files:
+            sight += " Files in the work folder: " + ", ".join(self._constraints.files)
+        return sight
 
     async def call(self, action: Action, *, timeout: float) -> ToolOutput:
         self._timeout = timeout

@@ -217,6 +217,24 @@ async def _reclaimed(b: SceneQueue) -> bool:
     return bool((await b.reclaim(1, lease=0.6, max_deliveries=3)).leases)
 
 
+async def test_leases_in_two_lanes_that_share_an_entry_id_are_both_kept(server: Server) -> None:
+    a, b = queue(server, "a"), queue(server, "b")
+    # One batch, one millisecond: both streams count from 0.
+    await a.publish([units(task("urgent", priority=9)), units(task("plain"))])
+    leases = await a.take(2)
+    assert len({lease.entry for lease in leases}) == 1
+    heartbeat = Heartbeat(server.url, lease=0.6, on_lost=lambda _: None)
+    for lease in leases:
+        heartbeat.hold(a, lease)
+    heartbeat.start()
+    await asyncio.sleep(1.2)
+    assert (await b.reclaim(2, lease=0.6, max_deliveries=3)).leases == []
+    heartbeat.drop(leases[0])
+    await eventually(lambda: _reclaimed(b), "only the dropped one is let go")
+    heartbeat.stop()
+    await Committer(a).commit(leases[1], Dead("x", "y"))
+
+
 async def test_a_lost_lease_is_reported_to_its_former_owner(server: Server) -> None:
     a = queue(server, "a")
     await a.publish([units(task())])

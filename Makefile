@@ -1,0 +1,41 @@
+# Everything starts with set-up; nothing here needs to be typed before anything else.
+V := .venv/bin
+DEMO := output/demo
+export PATH := $(CURDIR)/$(V):$(PATH)
+
+.PHONY: help setup demo test lint format lock bench clean
+help:
+	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 10
+
+setup:  ## install the locked packages into .venv (the other targets do this first)
+	@scripts/setup.sh dev
+
+demo:  ## 24 tasks, a real model, real jails: trajectories, reviews and an SFT file in $(DEMO)
+	@scripts/setup.sh embedded
+	@scripts/demo.sh $(DEMO)
+
+test:  ## the whole test suite
+	@scripts/setup.sh dev
+	$(V)/pytest
+
+lint:  ## ruff, mypy, and the rules of the house
+	@scripts/setup.sh dev
+	$(V)/ruff check .
+	$(V)/ruff format --check .
+	$(V)/mypy
+	@! grep -rnE 'https?://' requirements/ || { echo "a lock file names a host"; exit 1; }
+
+format:  ## let ruff tidy up
+	@scripts/setup.sh dev
+	$(V)/ruff check --fix .
+	$(V)/ruff format .
+
+lock:  ## resolve requirements/*.lock anew from pyproject.toml
+	@scripts/lock.sh
+
+bench:  ## measure: publish, commit, whole path, model client; prints tables
+	@scripts/setup.sh dev
+	$(V)/python -m benchmarks
+
+clean:  ## remove what the targets made
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis output

@@ -1,0 +1,86 @@
+"""How far each scene has got in a file, and what a person may know of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import orjson
+
+from common.queue.connection import Server
+from common.queue.scene_queue import PublishReply, SceneQueue
+from common.task import Assignment
+from dispatcher.tail import Position
+
+REJECTED = "rejected"
+"""The reader of lines that belong to no scene. It has a position like the others, so that each
+bad line is reported once however often the lines around it are read again."""
+PROGRESS_KEY = "fleet:dispatcher"
+"""Hash: file → JSON of `Progress` and the time `at` (Unix seconds). For people; nothing reads it
+back."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How much of a file is in the queue."""
+
+    file: str
+    """Its resolved absolute path: the name of its positions in the queue."""
+    offset: int
+    """Bytes that every scene has behind it."""
+    size: int
+    """Bytes of the file."""
+    line: int
+    """Newlines up to ``offset``."""
+    done: bool
+    """All complete lines are in the queue; what is left has no newline yet."""
+
+    async def write(self, server: Server) -> None:
+        row = {**asdict(self), "at": round(time.time(), 3)}
+        del row["file"]
+        text = orjson.dumps(row)
+        await server.persist(lambda: server.client.hset(PROGRESS_KEY, self.file, text))
+
+
+class Reader:
+    """One scene's place in one file. The queue keeps it; this is our copy."""
+
+    def __init__(self, server: Server, name: str, file: str) -> None:
+        self.name = name
+        self.position = Position()
+        self._queue = SceneQueue(server, name)
+        self._file = file
+        self._stored = ""
+
+    async def load(self) -> None:
+        self._take(await self._queue.position(self._file))
+
+    async def publish(
+        self, tasks: Sequence[Sequence[Assignment]], end: Position, max_backlog: int
+    ) -> PublishReply:
+        """Queue the scene's tasks up to ``end`` and move there, in one call.
+
+        When somebody else moved the position, ours becomes theirs; whether it fits the file is
+        seen at the next read.
+        """
+        new = str(self.position.after(end))
+        reply = await self._queue.publish(
+            tasks, file=self._file, expected=self._stored, new=new, max_backlog=max_backlog
+        )
+        if reply.outcome == "published":
+            self._take(new)
+        elif reply.outcome == "moved":
+            self._take(reply.position)
+        return reply
+
+    def restart(self, size: int) -> None:
+        """Begin the file, now ``size`` bytes long, again: it is not the one we read."""
+        self.position = self.position.restarted(size)
+
+    def finish_reread(self) -> None:
+        """All that is in the file now has been read; what comes next is new."""
+        self.position = replace(self.position, reread=0)
+
+    def _take(self, text: str) -> None:
+        self._stored, self.position = text, Position.parse(text)

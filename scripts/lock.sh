@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Resolve the lock files: universal, with hashes, naming no host.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+command -v uv >/dev/null || { echo "lock: needs uv (pip install uv)" >&2; exit 1; }
+compile() {
+  out=requirements/$1.lock; shift
+  uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 \
+    pyproject.toml --group setup "$@" -o "$out"
+}
+compile base
+compile embedded --extra embedded -c requirements/base.lock
+compile dev --extra embedded --group dev -c requirements/embedded.lock
+! grep -nE 'https?://' requirements/*.lock

@@ -1,0 +1,238 @@
+"""Nothing stays behind, whoever is killed, and whoever is killed is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.failures import ConfigurationError
+from workers.sandboxes import cgroups
+from workers.sandboxes.nsjail import NsjailProvider
+from workers.sandboxes.nsjail_sandbox import NsjailSandbox
+from workers.sandboxes.processes import ProcessMark
+from workers.sandboxes.protocol import (
+    Limits,
+    SandboxLost,
+    SandboxProvider,
+    SandboxSpec,
+    SandboxStartError,
+    SandboxUnsupported,
+)
+from workers.sandboxes.records import Record, Records
+
+REPOSITORY = Path(__file__).parents[3]
+
+OWNER = """
+import asyncio, sys
+from pathlib import Path
+from workers.sandboxes.nsjail import NsjailProvider
+from workers.sandboxes.protocol import SandboxSpec
+
+async def main():
+    provider = NsjailProvider(records=Path(sys.argv[1]), use_cgroups=sys.argv[2] == "True")
+    sandboxes = [await provider.start(SandboxSpec()) for _ in range(2)]
+    running = [asyncio.create_task(s.exec("trap '' TERM; sleep 60")) for s in sandboxes]
+    await asyncio.sleep(0.1)
+    print("ready", flush=True)
+    await asyncio.gather(*running)
+
+asyncio.run(main())
+"""
+
+
+def noted(records: Path) -> list[Record]:
+    return [Record.model_validate_json(file.read_bytes()) for file in records.glob("*.json")]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait for a condition; fail when it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.01)
+
+
+def dead_owner() -> ProcessMark:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return ProcessMark(pid=process.pid, started=1)
+
+
+@pytest.mark.parametrize("use_cgroups", [True, False])
+async def test_a_killed_owner_takes_its_jails_along(records: Path, use_cgroups: bool) -> None:
+    if use_cgroups and cgroups.find() is None:
+        pytest.skip("this user may not make control groups here")
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(records), str(use_cgroups)],
+        cwd=REPOSITORY, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert owner.stdout is not None
+    assert await asyncio.to_thread(owner.stdout.readline) == b"ready\n"
+    provider = NsjailProvider(records=records, use_cgroups=use_cgroups)
+    assert await provider.reap() == 0, "the owner lives"
+    left = noted(records)
+    assert len(left) == 2
+    jails = [record.jail for record in left]
+    assert all(jail and jail.alive() for jail in jails)
+    inside = [pid for jail in jails if jail for pid in descendants(jail.pid)]
+    assert len(inside) >= 4
+
+    owner.kill()
+    # Before anybody buries the owner: a zombie is as dead.
+    await until(lambda: not any(jail and jail.alive() for jail in jails))
+    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside))
+    assert await provider.reap() == 2
+    owner.stdout.close()
+    owner.wait()
+    assert list(records.iterdir()) == []
+    folders = [folder for record in left if record.cgroup for folder in record.cgroup.folders]
+    assert len(folders) == (4 if use_cgroups else 0)
+    assert not any(folder.exists() for folder in folders)
+    assert await provider.reap() == 0
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent == pid:
+                found += [int(folder.name), *descendants(int(folder.name))]
+    return found
+
+
+async def test_the_reaper_kills_a_jail_that_outlived_its_owner(
+    provider: SandboxProvider, records: Path
+) -> None:
+    sandbox = await provider.start(SandboxSpec(labels={"task": "t1"}))
+    (record,) = noted(records)
+    assert record.labels == {"task": "t1"}
+    Records(records).update(record.model_copy(update={"owner": dead_owner()}))
+    assert await provider.reap() == 1
+    assert record.jail is not None
+    assert not record.jail.alive()
+    with pytest.raises(SandboxLost):
+        await sandbox.exec("true")
+    await sandbox.close()
+
+
+async def test_the_reaper_spares_a_stranger_with_the_jails_pid(records: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        mark = ProcessMark.of(stranger.pid)
+        assert mark is not None
+        earlier = mark.model_copy(update={"started": mark.started - 1})
+        book = Records(records)
+        record = book.claim(dead_owner(), {})
+        book.update(record.model_copy(update={"jail": earlier}))
+        (records / "broken.json").write_text("{")
+        assert await NsjailProvider(records=records).reap() == 1
+        assert stranger.poll() is None
+        stranger.kill()
+    assert list(records.iterdir()) == []
+
+
+async def test_a_killed_jail_is_lost_and_says_so(provider: SandboxProvider, records: Path) -> None:
+    for victim in ("nsjail", "agent"):
+        sandbox = await provider.start(SandboxSpec())
+        (record,) = noted(records)
+        assert record.jail is not None
+        running = asyncio.create_task(sandbox.exec("sleep 60"))
+        await until(lambda pid=record.jail.pid: len(descendants(pid)) >= 2)  # type: ignore[misc]
+        pid = record.jail.pid if victim == "nsjail" else descendants(record.jail.pid)[0]
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(SandboxLost, match="lost"):
+            await running
+        assert not await sandbox.is_alive()
+        with pytest.raises(SandboxLost):
+            await sandbox.read_file("x")
+        assert noted(records) == [], "it is cleaned up at once"
+
+
+async def test_a_stopped_agent_is_lost_in_time(
+    provider: SandboxProvider, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.sandboxes.nsjail_sandbox.GRACE", 0.3)
+    sandbox = await provider.start(SandboxSpec())
+    (record,) = noted(records)
+    assert record.jail is not None
+    os.kill(descendants(record.jail.pid)[0], signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(SandboxLost, match="did not answer"):
+        await sandbox.exec("true", timeout=0.2)
+    assert time.monotonic() - began < 3
+    assert noted(records) == []
+
+
+async def test_an_agent_that_is_told_nonsense_ends(
+    provider: SandboxProvider, records: Path
+) -> None:
+    for nonsense in (b"\xff\xff\xff\xff", b"\0\0\0\1{", b"\0\0\0\2[]", b'\0\0\0\x0b{"raw":"x"}'):
+        sandbox = await provider.start(SandboxSpec())
+        assert isinstance(sandbox, NsjailSandbox)
+        running = asyncio.create_task(sandbox.exec("sleep 60"))
+        await asyncio.sleep(0.05)
+        sandbox._channel._writer.write(nonsense)
+        with pytest.raises(SandboxLost, match="gone"):
+            await running
+    assert noted(records) == []
+
+
+async def test_an_environment_that_cannot_be_set_is_the_specs_fault(
+    provider: SandboxProvider, records: Path
+) -> None:
+    for env in ({"": "x"}, {"A=B": "x"}, {"A": "\0"}, {"A": "\ud800"}):
+        with pytest.raises(SandboxUnsupported):
+            await provider.start(SandboxSpec.model_construct(
+                limits=Limits(), env=env, labels={}, network="none"
+            ))  # fmt: skip
+    assert noted(records) == []
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(
+    provider: SandboxProvider, records: Path
+) -> None:
+    await provider.start(SandboxSpec())  # so that everything is looked up
+    await provider.close()
+    for delay in (0, 0.005, 0.015, 0.025):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(delay):
+                await provider.start(SandboxSpec())
+                await asyncio.sleep(60)
+        await provider.close()
+        assert noted(records) == []
+
+
+async def test_a_jail_that_cannot_start_says_what_nsjail_said(records: Path) -> None:
+    provider = NsjailProvider(records=records, use_cgroups=False)
+    # RLIMIT_AS far too small for the interpreter
+    with pytest.raises(SandboxStartError, match=r"\[.+\]"):
+        await provider.start(SandboxSpec(limits=Limits.model_construct(**{
+            **Limits().model_dump(), "memory_mb": 1,
+        })))  # fmt: skip
+    assert noted(records) == []
+
+
+async def test_without_an_interpreter_the_operator_is_told(records: Path) -> None:
+    provider = NsjailProvider(records=records, python=Path("/nowhere/python3"))
+    with pytest.raises(ConfigurationError, match="apt-get install -y python3"):
+        await provider.start(SandboxSpec())
+
+
+async def test_provider_close_ends_every_sandbox(provider: SandboxProvider, records: Path) -> None:
+    sandboxes = [await provider.start(SandboxSpec()) for _ in range(3)]
+    began = time.monotonic()
+    await provider.close()
+    assert time.monotonic() - began < 3
+    assert noted(records) == []
+    assert not any([await sandbox.is_alive() for sandbox in sandboxes])

@@ -1,0 +1,201 @@
+"""The pieces of the nsjail back-end, each by itself."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from common.failures import ConfigurationError
+from workers.sandboxes import agent, cgroups, config, probe
+from workers.sandboxes.cgroups import Cgroup
+from workers.sandboxes.channel import Channel
+from workers.sandboxes.processes import ProcessMark
+from workers.sandboxes.protocol import Limits, SandboxLost
+from workers.sandboxes.records import Records
+from workers.sandboxes.registry import provider
+
+
+def frame(header: dict[str, object]) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(4, "big") + text
+
+
+def test_an_unknown_back_end_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match="there are: nsjail"):
+        provider("docker-in-the-cloud")
+
+
+def test_the_agent_is_python_3_9_and_imports_the_standard_library_only() -> None:
+    tree = ast.parse(Path(agent.__file__).read_text(), feature_version=(3, 9))
+    imported = {
+        alias.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    } | {
+        str(node.module).partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+    }
+    assert not imported & {"common", "workers", "pydantic"}
+
+
+def test_whatever_is_quoted_cannot_end_its_literal() -> None:
+    hostile = 'a" } mount { src: "/" \\ \n\0é'
+    quoted = config.quote(hostile)
+    assert quoted.count('"') == 2
+    assert ast.literal_eval("b" + quoted) == hostile.encode()
+    assert ast.literal_eval("b" + config.quote(bytes(range(256)))) == bytes(range(256))
+
+
+def test_limits_reach_the_configuration() -> None:
+    limits = Limits(disk_mb=7, inodes=99, pids=5, ttl=12.5, file_mb=3, open_files=33, memory_mb=40)
+    jail = config.JailConfig(
+        limits=limits, outside_uid=4711, outside_gid=4712, interpreter=Path("/usr/bin/python3"),
+        agent=b"", cgroup=False,
+    )  # fmt: skip
+    text = config.text(jail)
+    for part in (
+        'uidmap { inside_id: "1000" outside_id: "4711" count: 1 }',
+        "size=7M,nr_inodes=99,mode=700",
+        "rlimit_nproc: 6 rlimit_nproc_type: VALUE",
+        "rlimit_fsize: 3 rlimit_fsize_type: VALUE",
+        "rlimit_nofile: 33 rlimit_nofile_type: VALUE",
+        "rlimit_as: 80 rlimit_as_type: VALUE",
+        "time_limit: 14",
+        'options: "subset=pid,hidepid=2"',
+    ):
+        assert part in text
+    assert "rlimit_as_type: INF" in config.text(jail.model_copy(update={"cgroup": True}))
+
+
+def test_a_broken_promise_is_named() -> None:
+    seen = {
+        "outside_uid": 1, "capabilities": ["0" * 16], "no_new_privs": "1", "seccomp": "2",
+        "interfaces": ["lo", "sit0"], "unreachable": True, "host_files": [],
+        "pids": [2], "agent_hidden": True, "vsock_refused": True, "read_only": True,
+        "disk": probe.LIMITS.disk_mb << 20, "inodes": probe.LIMITS.inodes, "environment": ["HOME"],
+    }  # fmt: skip
+    assert list(probe.violations(seen)) == []
+    for key, value, words in (
+        ("outside_uid", 0, "root outside"),
+        ("capabilities", ["0" * 16, "00000000a80425fb"], "capabilities"),
+        ("no_new_privs", "0", "no_new_privs"),
+        ("seccomp", "0", "seccomp"),
+        ("interfaces", ["lo", "eth0"], "eth0"),
+        ("unreachable", False, "network"),
+        ("host_files", ["/etc/shadow"], "/etc/shadow"),
+        ("pids", [1, 4242], "processes of the host"),
+        ("agent_hidden", False, "agent"),
+        ("read_only", False, "writable"),
+        ("disk", 0, "/work"),
+        ("environment", ["HOME", "FLEET_REDIS_URL"], "FLEET_REDIS_URL"),
+    ):
+        (broken,) = probe.violations({**seen, key: value})
+        assert words in broken
+
+
+def test_advice_names_the_setting_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {
+        "user/max_user_namespaces": "0",
+        "kernel/apparmor_restrict_unprivileged_userns": "1",
+    }
+    monkeypatch.setattr(probe, "_setting", lambda name: settings.get(name, ""))
+    assert "user.max_user_namespaces=" in probe.advice()
+    assert "apparmor_restrict_unprivileged_userns=0" in probe.advice()
+
+
+def test_a_version_2_group_is_limited_and_read(tmp_path: Path) -> None:
+    """With plain files in place of the kernel's, as few hosts offer both versions."""
+    group = cgroups.child(Cgroup(version=2, memory=tmp_path, pids=tmp_path), "fleet-1")
+    assert group.folders == (tmp_path / "fleet-1",)
+    assert group.joins == (tmp_path / "fleet-1" / "cgroup.procs",)
+    group.create(Limits(memory_mb=100, pids=10))
+    assert (group.memory / "memory.max").read_text() == str((100 + config.OVERHEAD_MB) << 20)
+    assert (group.pids / "pids.max").read_text() == "12"
+    (group.memory / "memory.events").write_text("low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\n")
+    (group.pids / "pids.events").write_text("max 5\n")
+    assert (group.oom_kills(), group.pids_hits()) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("root", "own", "found"),
+    [("/", "/a/b", "/sys/fs/cgroup/a/b"), ("/docker/x", "/docker/x/y", "/sys/fs/cgroup/y"),
+     ("/docker/x", "/docker/x", "/sys/fs/cgroup")],
+)  # fmt: skip
+def test_our_own_group_is_found_in_containers_too(
+    monkeypatch: pytest.MonkeyPatch, root: str, own: str, found: str
+) -> None:
+    line = f"30 23 0:26 {root} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_: line)
+    assert cgroups._mounted("cgroup2", "", {"": own}) == Path(found)
+
+
+def test_a_zombie_is_not_alive() -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    mark = ProcessMark.of(process.pid)
+    assert mark is not None
+    assert mark.alive()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert Path(f"/proc/{process.pid}").exists()
+    assert not mark.alive()
+    process.wait()
+    assert ProcessMark.of(process.pid) is None
+
+
+def test_every_record_claims_a_slot_of_its_own(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    slots = {records.claim(ProcessMark.own(), {}).slot for _ in range(50)}
+    assert len(slots) == len(list(tmp_path.glob("*.json"))) == 50
+    assert records.orphans() == []
+
+
+def test_a_folder_of_records_that_is_somebody_elses_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.sandboxes.records.os.geteuid", lambda: 4711)
+    with pytest.raises(ConfigurationError, match="remove it"):
+        Records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"\xff\xff\xff\xff", b"\0\0\0\1{", b"\0\0\0\2[]", frame({"id": 1}), frame({"raw": []}),
+     frame({"id": 1, "raw": [1 << 40]}), frame({"id": 1, "raw": [-1]}),
+     frame({"id": [], "raw": []}), frame({"id": 1, "raw": ["x"]}), b"\0\0"],
+)  # fmt: skip
+async def test_nonsense_from_the_agent_is_a_lost_sandbox(answer: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel(*await asyncio.open_connection(sock=ours), max_raw=1000)
+    theirs.send(answer)
+    theirs.shutdown(socket.SHUT_WR)
+    with pytest.raises(SandboxLost):
+        await channel.call("ping", patience=5)
+    await channel.close()
+    theirs.close()
+
+
+async def test_a_reply_nobody_waits_for_is_dropped() -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel(*await asyncio.open_connection(sock=ours), max_raw=1000)
+    theirs.send(frame({"id": 7, "raw": []}) + frame({"id": 1, "raw": [3]}) + b"abc")
+    assert (await channel.call("ping", patience=5)).raw == [b"abc"]
+    await channel.close()
+    theirs.close()
+
+
+def test_the_agent_refuses_to_run_outside_of_a_jail() -> None:
+    done = subprocess.run(
+        ["/usr/bin/env", "python3", "-I", agent.__file__], input=b"", capture_output=True,
+        timeout=20, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert b"PID 1 of a jail only" in done.stderr

