@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -14,14 +15,16 @@ from common.queue.connection import Server
 from common.queue.scene_queue import Counts, SceneQueue
 from common.task import SceneName
 
-_SHOWN = (
-    ("queued", "waiting"), ("running", "running"), ("delayed", "delayed"), ("review", "reviewing"),
+_ROWS = (
+    ("workers", None, ""), ("tasks", "tasks", "bold"),
+    ("  waiting", "waiting", ""), ("  running", "running", "cyan"),
+    ("  delayed", "delayed", ""), ("  in review", "reviewing", ""),
+    ("attempts passed", "passed", "green"), ("attempts failed", "failed", "red"),
+    ("sent back, revised", "iterate", ""), ("accepted", "accepted", "bold green"),
+    ("rejected", "rejected", ""), ("unverified", "human", "yellow"), ("dead", "dead", "bold red"),
 )  # fmt: skip
-_COUNTED = (
-    ("passed", "passed", "green"), ("failed", "failed", "red"), ("revised", "iterate", ""),
-    ("accepted", "accepted", "bold green"), ("rejected", "rejected", ""),
-    ("unverified", "human", "yellow"), ("dead", "dead", "bold red"),
-)  # fmt: skip
+"""What a row is called, the count or counter behind it, and its style when it is not 0."""
+_LIVE = {"waiting", "running", "delayed", "reviewing"}
 
 
 @dataclass(frozen=True)
@@ -53,23 +56,22 @@ async def look(server: Server) -> Snapshot:
     return Snapshot(scenes, workers, files)
 
 
-def table(snapshot: Snapshot, *, title: str | None = None) -> Table:
-    """Return the numbers as a table, a row per scene."""
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("scene")
-    for name in ("workers", "tasks", *(n for n, _ in _SHOWN), *(n for n, _, _ in _COUNTED)):
+def table(snapshot: Snapshot) -> Table:
+    """Return the numbers as a table, a column per scene."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    shown.add_column("")
+    for name in snapshot.scenes:
         shown.add_column(name, justify="right")
-    for name, counts in snapshot.scenes.items():
-        alive = snapshot.workers.get(name, 0)
-        row = [
-            Text(name),
-            Text(str(alive), style="" if alive or not counts.open_tasks else "bold red"),
-            Text(str(counts["tasks"])),
-            *(Text(str(getattr(counts, field))) for _, field in _SHOWN),
-            *(Text(str(counts[key]), style=style if counts[key] else "dim")
-              for _, key, style in _COUNTED),
-        ]  # fmt: skip
-        shown.add_row(*row)
+    for label, key, style in _ROWS:
+        cells = []
+        for name, counts in snapshot.scenes.items():
+            if key is None:
+                value = snapshot.workers.get(name, 0)
+                style = "bold red" if counts.open_tasks and not value else ""
+            else:
+                value = getattr(counts, key) if key in _LIVE else counts[key]
+            cells.append(Text(str(value), style=style if value or key is None else "dim"))
+        shown.add_row(label, *cells)
     return shown
 
 

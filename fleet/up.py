@@ -127,6 +127,7 @@ class Fleet:
         self._env = environment(
             FLEET_REDIS_URL=url,
             FLEET_OUTPUT=str(settings.output.resolve()),
+            FLEET_AGENT=settings.agent,
             FLEET_COMMIT=settings.commit or _commit(),
         )
         once = ["--once"] if plan.until_done else []
