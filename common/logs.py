@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import orjson
 import structlog
@@ -30,6 +31,22 @@ def scrub(text: str) -> str:
     return _SECRET_TEXT.sub("[redacted]", text)
 
 
+class _Patient:
+    """A stream whose writer outlives a full disk: a lost line must not cost the work."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def configure(level: str, *, service: str, **bound: Any) -> None:
     """Set logging up for this process; every line carries ``service`` and ``bound``."""
     number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
@@ -46,7 +63,7 @@ def configure(level: str, *, service: str, **bound: Any) -> None:
             structlog.processors.JSONRenderer(serializer=orjson.dumps, default=str),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
+        logger_factory=structlog.BytesLoggerFactory(file=cast("BinaryIO", _Patient(sys.stderr.buffer))),
         cache_logger_on_first_use=False,
     )
 

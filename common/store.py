@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ log = logger("store")
 BLOB_FROM = 16 << 10
 """Text results longer than this many bytes are kept as blobs, with a cut view in the message."""
 _REVIEW = ".review.json"
+_ATTEMPT = re.compile(r"r(\d+)-s(\d+)-(\d+)-(\d+)-d(\d+)-\w+")
+"""Revision, sample, the two halves of the stream entry's id, delivery: `r1-s0-1700-0-d1-ab`."""
 
 
 class StoreError(Exception):
@@ -158,11 +161,9 @@ class Store:
         folder = self._within("trajectories", task_id)
         if not folder.is_dir():
             return []
-        names = (p.name for p in folder.iterdir() if not p.name.startswith("."))
-        return sorted(
-            (n[:-5] for n in names if n.endswith(".json") and not n.endswith(_REVIEW)),
-            key=_age,
-        )
+        found = (_ATTEMPT.fullmatch(p.stem) for p in folder.iterdir() if p.suffix == ".json")
+        by_age = sorted((tuple(int(n) for n in m.groups()), m[0]) for m in found if m)
+        return [attempt_id for _, attempt_id in by_age]
 
     def tasks(self) -> list[str]:
         """Ids of all tasks with a folder, in the order of their names."""
@@ -197,16 +198,12 @@ def open_store(root: Path) -> Store:
     return store
 
 
-def _age(attempt_id: str) -> tuple[int, ...]:
-    """Order attempts by revision, sample, then time of their entry: `r1-s0-1700-0-d1-ab`."""
-    revision, sample, ms, number = attempt_id.split("-")[:4]
-    return int(revision[1:]), int(sample[1:]), int(ms), int(number)
-
-
 def _hint(path: Path, error: OSError) -> str:
     reason = error.strerror or str(error)
     if error.errno == errno.ENOSPC:
         return f"{path}: the disk is full; free some space and work goes on by itself"
     if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
         return f"{path}: {reason}; make it writable for this user, or set FLEET_OUTPUT elsewhere"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"{path}: a file is in the way ({reason}); move it, or set FLEET_OUTPUT elsewhere"
     return f"{path}: {reason}"

