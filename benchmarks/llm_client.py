@@ -32,7 +32,7 @@ IN_FLIGHT = 64
 GOAL = 0.9  # of the ideal
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.llm_client")
     parser.add_argument("--seconds", type=float, default=5.0, help="per round")
     parser.add_argument("--rounds", type=int, default=3, help="the best one counts")
@@ -53,9 +53,11 @@ def main() -> int:
     for name, rate, cpu in rows:
         table.add_row(name, f"{rate:.0f}", f"{rate / ideal:.0%}", f"{cpu * 1000:.2f}")
     Console().print(table)
-    ours = rows[-1][1] / ideal
-    print(f"goal {GOAL:.0%}: {'met' if ours >= GOAL else 'missed'} ({ours:.1%})")
-    return 0 if ours >= GOAL else 1
+    raw, ours = (rate for _, rate, _ in rows)
+    met = "met" if ours / ideal >= GOAL else "missed"
+    print(
+        f"goal {GOAL:.0%} of the ideal: {met} ({ours / ideal:.1%}; of raw aiohttp {ours / raw:.1%})"
+    )
 
 
 async def measure(
@@ -175,4 +177,4 @@ def _serve(started: Connection) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

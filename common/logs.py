@@ -13,17 +13,32 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, WrappedLogger
 
-_SECRET_KEY = re.compile(r"(api_?key|authorization|password|secret|token)$", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"(sk-[\w-]{8,}|Bearer\s+[\w.~+/-]{8,}|://[^\s/@:]*:[^\s/@]+@)")
+_SECRET_KEY = re.compile(r"(api[_-]?key|authorization|password|secret|token)$", re.IGNORECASE)
+_SECRET_TEXT = re.compile(
+    r"(\bsk-[\w-]{8,}|\bAIza[\w-]{30,}|Bearer\s+[\w.~+/-]{8,}|://[^\s/@:]*:[^\s/@]+@)"
+)
 
 
 def _redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    for key, value in event.items():
-        if _SECRET_KEY.search(key):
-            event[key] = "[redacted]"
-        elif isinstance(value, str):
-            event[key] = scrub(value)
-    return event
+    return {key: _clean(key, value) for key, value in event.items()}
+
+
+def _clean(key: str, value: Any) -> Any:
+    """Return ``value`` as JSON can hold it, and nothing in it that is secret."""
+    if _SECRET_KEY.search(key):
+        return "[redacted]"
+    match value:
+        case None | bool() | float():
+            return value
+        case int() if -(2**63) <= value < 2**63:
+            return value
+        case dict():
+            return {str(k): _clean(str(k), v) for k, v in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_clean("", item) for item in value]
+        case _:
+            # Half a surrogate pair, which models do write, is no UTF-8.
+            return scrub(str(value)).encode("utf-8", "replace").decode()
 
 
 def scrub(text: str) -> str:
@@ -60,10 +75,10 @@ def configure(level: str, *, service: str, **bound: Any) -> None:
             # Local variables may hold keys and prompts: they stay out of tracebacks.
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             _redact,
-            structlog.processors.JSONRenderer(serializer=orjson.dumps, default=str),
+            structlog.processors.JSONRenderer(serializer=orjson.dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.BytesLoggerFactory(file=cast("BinaryIO", _Patient(sys.stderr.buffer))),
+        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _Patient(sys.stderr.buffer))),
         cache_logger_on_first_use=False,
     )
 

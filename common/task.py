@@ -51,6 +51,8 @@ EXPECTED_TOOLS: dict[str, tuple[str, ...]] = {
 }
 """The users' tool names, mapped to ours. Our own names stand for themselves."""
 
+MAX_STEPS = 500
+"""Of one episode, whatever a task or a review asks for."""
 _TASK_ID = re.compile(r"(?!\.)[\w.:\-]{1,128}")
 _MAX_ID_BYTES = 200  # it becomes a folder name, and file systems count bytes: at most 255
 
@@ -156,7 +158,7 @@ class Task(Contract):
     """Tools to show first, by the users' names or ours."""
     constraints: dict[str, JsonValue] = Field(default_factory=dict)
     """Limits and wishes of the scene, validated by the scene."""
-    max_steps: int = Field(default=10, ge=1, le=500)
+    max_steps: int = Field(default=10, ge=1, le=MAX_STEPS)
     timeout: float = Field(default=300.0, gt=0, le=86_400)
     """Seconds for the whole episode."""
     priority: int = Field(default=5, ge=1, le=10)

@@ -16,6 +16,7 @@ from typing import Literal
 
 from common.failures import ConfigurationError, FleetError
 from common.llm.client import connect
+from common.llm.fetch import place
 from common.llm.providers import choose
 from common.llm.weights import QWEN_CODER
 from common.queue.connection import Server, ServerGone
@@ -93,7 +94,7 @@ async def _server(settings: Settings) -> Finding:
 async def _model(settings: Settings) -> Finding:
     chosen = choose(settings)[0]
     if chosen.name == "embedded" and chosen.base_url is None:
-        path = settings.model_file or settings.cache / QWEN_CODER.file
+        path = settings.model_file or place(settings.cache, QWEN_CODER)
         if path.exists():
             return Finding("model", "ok", f"embedded, weights at {path} (small: demonstration)")
         return Finding(
@@ -101,11 +102,12 @@ async def _model(settings: Settings) -> Finding:
             "no provider configured; `fleet up` will fetch the embedded model's weights once "
             "(about 0.5 GB). For real work set a provider's key: see .env.example",
         )  # fmt: skip
-    model = connect(settings)[0]
+    models = connect(settings)
     try:
-        return Finding("model", "ok", await model.check())
+        return Finding("model", "ok", await models[0].check())
     finally:
-        await model.close()
+        for model in models:
+            await model.close()
 
 
 async def _output(settings: Settings) -> Finding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from common.review import Proposal
-from common.task import Assignment
+from common.task import MAX_STEPS, Assignment
 from reviewer.hints import HINTS
 
 Level = Literal["green", "yellow", "red"]
@@ -27,12 +27,15 @@ def level(proposal: Proposal, assignment: Assignment) -> Level:
     match proposal.field:
         case "task.sampling.temperature" | "task.sampling.top_p":
             low, high = _SAMPLING[proposal.field]
-            return "green" if isinstance(after, int | float) and low <= after <= high else "red"
+            if isinstance(after, bool) or not isinstance(after, int | float):
+                return "red"
+            return "green" if low <= after <= high else "red"
         case "task.sampling.seed":
-            return "green"
+            return "green" if type(after) is int else "red"
         case "task.max_steps":
             original = assignment.original_max_steps or assignment.task.max_steps
-            return "green" if isinstance(after, int) and 0 < after <= 2 * original else "red"
+            most = min(2 * original, MAX_STEPS)
+            return "green" if type(after) is int and 0 < after <= most else "red"
         case "hints":
             approved = set(HINTS.values())
             fits = isinstance(after, list) and approved.issuperset(str(h) for h in after)

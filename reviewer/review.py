@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from common.review import Proposal, Review
-from common.task import Assignment, Change, RevisionScore, Task
+from common.task import MAX_STEPS, Assignment, Change, RevisionScore, Task
 from common.trajectory import StopReason, Trajectory
 from reviewer import rubric
 from reviewer.hints import hints_for
@@ -110,10 +110,11 @@ def propose(trajectory: Trajectory) -> tuple[Proposal, ...]:
         )  # fmt: skip
     if trajectory.stop_reason is StopReason.MAX_STEPS:
         original = assignment.original_max_steps or task.max_steps
-        if task.max_steps < 2 * original:
+        most = min(2 * original, MAX_STEPS)
+        if task.max_steps < most:
             proposals.append(
                 Proposal(
-                    field="task.max_steps", before=task.max_steps, after=2 * original,
+                    field="task.max_steps", before=task.max_steps, after=most,
                     reason="it ran out of steps", evidence=evidence[-1:],
                 )
             )  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from common.failures import ConfigurationError, Failure, FailureClass, FailureKind, FleetError
-from common.llm.types import ModelRefused, ModelUnavailable
+from common.llm.types import ModelRateLimited, ModelRefused, ModelUnavailable
 from common.store import BLOB_FROM, Store
 from common.task import Assignment
 from common.trajectory import (
@@ -124,6 +124,7 @@ class Episode:
         toolbox = self.policy.show(environment.tools)
         r.tools = toolbox.schemas
         r.messages = chat.opening(self.assignment, toolbox, self.policy.mode, first_sight)
+        r.messages[1:1] = self.policy.examples(toolbox)
         while r.stop is None:
             if len(r.steps) + r.malformed >= task.max_steps:
                 r.stop = StopReason.MAX_STEPS
@@ -150,6 +151,8 @@ class Episode:
         except ModelRefused as error:
             r.stop, r.failure = StopReason.FAILURE, error.as_failure()
             return None
+        except ModelRateLimited:
+            raise  # somebody else's limit: never the agent's time, however long it waited
         except ModelUnavailable:
             # No answer, and no time left either: whose fault is that? One call that ate more
             # than half of all time is a provider that stalls, not an agent that dawdled.
@@ -157,6 +160,8 @@ class Episode:
                 raise
             self._out_of_time()
             return None
+        if turn.sent:
+            r.messages = list(turn.sent)
         r.messages.append(turn.message)
         r.usage = r.usage + turn.usage
         r.throttled += turn.throttled
@@ -183,7 +188,9 @@ class Episode:
         usage, failed = turn.usage, False
         for action in turn.actions:
             started, clock = time.time(), time.monotonic()
-            if failed or len(r.steps) >= task.max_steps:
+            if len(r.steps) >= task.max_steps:
+                output = ToolOutput("not run: no steps are left", success=False)
+            elif failed:
                 output = ToolOutput("not run: the call before it failed", success=False)
             elif action.tool == FINISH:
                 r.answer = str(action.arguments.get("answer", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,8 @@ def _configure(name: str, settings: Settings, model: str | None) -> ProviderConf
     model = model or record.model
     if name == "custom" and base_url is None:
         raise ConfigurationError("FLEET_LLM_PROVIDER=custom needs FLEET_LLM_BASE_URL")
+    if base_url is not None and not re.match(r"https?://[^/?#]", base_url):
+        raise ConfigurationError(f"the URL of provider {name} must look like http://host:8000/v1")
     if key is None and name not in ("custom", "embedded"):
         raise ConfigurationError(f"FLEET_LLM_PROVIDER={name} needs {record.key_variable}")
     if model is None:

@@ -373,7 +373,8 @@ def test_a_folder_of_somebody_else_is_refused_with_what_to_do() -> None:
         Path(folder).chmod(0o555)
         done = subprocess.run(
             [sys.executable, "-c", AS_NOBODY, folder],
-            input=made().model_dump_json(by_alias=True).encode(), stdout=subprocess.PIPE, check=True,
+            input=made().model_dump_json(by_alias=True).encode(),
+            stdout=subprocess.PIPE, check=True,
         )  # fmt: skip
         said = done.stdout.decode().splitlines()
         Path(folder).chmod(0o755)

@@ -24,6 +24,8 @@ class Turn:
     usage: Usage = Usage()
     parse: Any = "scripted"
     throttled: float = 0.0
+    sent: tuple[dict[str, Any], ...] = ()
+    """The chat as it really went out, where that is not as it was given."""
 
     @property
     def native_ids(self) -> list[str]:
@@ -40,6 +42,10 @@ class Policy(Protocol):
 
     def show(self, toolbox: Toolbox) -> Toolbox:
         """Return the tools this policy can use."""
+        ...
+
+    def examples(self, toolbox: Toolbox) -> list[dict[str, Any]]:
+        """Return worked turns to put after the system message; usually none."""
         ...
 
     async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox, *, deadline: float) -> Turn:

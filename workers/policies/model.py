@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.llm.types import ChatModel, ModelReply
+from common.llm.request import examples
+from common.llm.types import ChatModel, ModelReply, ToolMode
 from common.task import Sampling
 from common.trajectory import Action, Agent
 from workers.policies.base import Turn
 from workers.tools import FINISH, Toolbox, ToolOutput
 
 _CHARS_PER_TOKEN = 3
+_PROGRAMS = ("run_python", "run_shell")
 
 
 class ModelPolicy:
@@ -30,7 +32,7 @@ class ModelPolicy:
         self._deadline = deadline
         self._headers = headers
         self._source = model.source
-        self.mode = model.capabilities.tool_mode
+        self.mode: ToolMode = model.capabilities.tool_mode
         # One result may fill an eighth of the context, so that a handful of steps fit.
         self.view_chars = min(16_000, model.capabilities.max_context * _CHARS_PER_TOKEN // 8)
 
@@ -45,12 +47,17 @@ class ModelPolicy:
         )
 
     def show(self, toolbox: Toolbox) -> Toolbox:
-        if self.mode != "fenced":
+        if self._model.capabilities.tool_mode != "fenced":
             return toolbox
-        # A fenced block can only be a program.
-        return Toolbox(
-            tuple(t for t in toolbox.tools if t.name in ("run_python", "run_shell", FINISH))
-        )
+        # A fenced block can only be a program; where there is none to run, the schema mode serves.
+        programs = Toolbox(tuple(t for t in toolbox.tools if t.name in (*_PROGRAMS, FINISH)))
+        self.mode = "fenced" if len(programs.tools) > 1 else "schema"
+        return programs if self.mode == "fenced" else toolbox
+
+    def examples(self, toolbox: Toolbox) -> list[dict[str, Any]]:
+        if self.mode == "schema" and self._model.capabilities.few_shot:
+            return examples(toolbox.schemas)
+        return []
 
     def concludes(self, output: ToolOutput) -> str | None:
         """In `fenced` mode the first program that runs without an error is the model's last word:
@@ -84,6 +91,7 @@ class ModelPolicy:
             usage=reply.usage,
             parse=reply.parse,
             throttled=reply.throttled,
+            sent=reply.sent,
         )
 
     @staticmethod

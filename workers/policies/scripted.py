@@ -35,6 +35,9 @@ class ScriptedPolicy:
     def show(self, toolbox: Toolbox) -> Toolbox:
         return toolbox
 
+    def examples(self, toolbox: Toolbox) -> list[dict[str, Any]]:
+        return []
+
     def concludes(self, output: ToolOutput) -> str | None:
         return None
 

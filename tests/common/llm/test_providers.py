@@ -71,6 +71,7 @@ def test_an_unknown_provider_is_an_error_that_lists_the_known_ones() -> None:
         ({"llm_provider": "deepseek"}, "FLEET_DEEPSEEK_API_KEY"),
         ({"llm_provider": "custom"}, "FLEET_LLM_BASE_URL"),
         ({"llm_base_url": "http://vllm:8000/v1"}, "FLEET_LLM_MODEL"),
+        ({"llm_base_url": "vllm:8000/v1", "llm_model": "x"}, "must look like"),
     ],
 )
 def test_what_is_missing_is_named(settings: dict[str, str], says: str) -> None:

@@ -1,0 +1,1 @@
+"""What the fleet costs, measured against the raw limit in the same run."""
