@@ -509,7 +509,7 @@ def write_file(path: str, data: bytes, mode: int) -> None:
             view = view[os.write(fd, view) :]
         os.fchmod(fd, mode & 0o7777)
         os.rename(draft, path)  # noqa: PTH104
-    except OSError as error:
+    except (OSError, ValueError) as error:
         os.unlink(draft)  # noqa: PTH108
         raise _refused(path, error) from None
     finally:

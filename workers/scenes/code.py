@@ -276,6 +276,8 @@ def _ended(result: ExecResult, timeout: float) -> str:
     match result.status:
         case "ok":
             return ""
+        case "error" if result.exit_code is None:
+            return "it could not be started"
         case "error":
             return f"exit code {result.exit_code}"
         case "timeout":
