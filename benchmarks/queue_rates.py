@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from rich.console import Console
@@ -48,7 +49,7 @@ async def _bare_publish(server: Server, tasks: list[list[Assignment]]) -> None:
         pipe = server.client.pipeline(transaction=False)
         for [assignment] in tasks[start : start + BATCH]:
             fields = {"id": assignment.task.task_id, "u": "r1-s0", "p": assignment.encode()}
-            pipe.xadd("bare", fields)  # type: ignore[arg-type]
+            pipe.xadd("bare", fields)
         await pipe.execute()
 
 
@@ -62,7 +63,7 @@ async def _publish(server: Server, tasks: list[list[Assignment]]) -> None:
 
 
 async def _bare_commit(server: Server, _: list[list[Assignment]]) -> None:
-    client = server.client
+    client: Any = server.client
     await client.xgroup_create("bare", "workers", id="0", mkstream=True)
     left = N
     while left:

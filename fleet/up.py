@@ -95,7 +95,7 @@ class Fleet:
                 child.kill()
             if self._embedded is not None:
                 await asyncio.to_thread(self._embedded.stop)
-            (self._folder / "server.json").unlink(missing_ok=True)
+                self._forget_server()
         return snapshot
 
     def _hold_lock(self) -> None:
@@ -119,6 +119,13 @@ class Fleet:
         path.touch(mode=0o600)
         path.write_bytes(orjson.dumps({"url": self._embedded.url, "pid": os.getpid()}))
         return self._embedded.url
+
+    def _forget_server(self) -> None:
+        """Remove the address, unless the folder was replaced and it is somebody else's by now."""
+        path = self._folder / "server.json"
+        with contextlib.suppress(OSError, ValueError):
+            if orjson.loads(path.read_bytes())["pid"] == os.getpid():
+                path.unlink()
 
     # -- up ----------------------------------------------------------------------------------
 

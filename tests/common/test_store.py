@@ -86,28 +86,40 @@ for n in count():
 """
 
 
+@contextlib.contextmanager
+def writing(store: Store) -> Iterator[None]:
+    """A process that writes without end; killed on leaving, whatever it is doing."""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, store.root],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert writer.stdin is not None and writer.stdout is not None
+        writer.stdin.write(made().model_dump_json(by_alias=True).encode())
+        writer.stdin.close()
+        assert writer.stdout.readline() == b"writing\n"
+        yield
+    finally:
+        writer.kill()
+        writer.wait()
+        if writer.stdout is not None:
+            writer.stdout.close()
+
+
 def test_a_writer_killed_at_any_instant_leaves_nothing_half_written(store: Store) -> None:
+    folder = store.root / "trajectories/t"
     for moment in range(3):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, store.root],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        with writer:
-            assert writer.stdin is not None and writer.stdout is not None
-            writer.stdin.write(made().model_dump_json(by_alias=True).encode())
-            writer.stdin.close()
-            assert writer.stdout.readline() == b"writing\n"
+        with writing(store):
             for _ in range(5 * moment + 1):  # what is visible is whole while it is being replaced
                 assert len(store.read_attempt("t", FIRST).final_result) == 2_000_000
-            writer.kill()
         for attempt_id in store.attempts_of("t"):
             said = store.read_attempt("t", attempt_id).final_result
             assert said == said[0] * 2_000_000
-        shown = [p.name for p in (store.root / "trajectories/t").iterdir() if p.name[0] != "."]
-        assert sorted(shown) == sorted(f"{name}.json" for name in store.attempts_of("t"))
+        visible = [file.name for file in folder.iterdir() if file.name[0] != "."]
+        assert sorted(visible) == sorted(f"{name}.json" for name in store.attempts_of("t"))
         for blob in store.root.glob("blobs/*/[!.]*"):
             assert len(blob.read_bytes()) % 100_000 == 0
-        for file in (store.root / "trajectories/t").iterdir():
+        for file in folder.iterdir():
             file.unlink()
 
 

@@ -87,12 +87,19 @@ STOPS = st.sampled_from(list(StopReason))
 
 
 @often
-@given(steps=STEPS, malformed=st.integers(0, 9), reward=REWARDS, stop=STOPS)
+@given(
+    steps=STEPS, malformed=st.integers(0, 9), reward=REWARDS, stop=STOPS,
+    threshold=st.integers(0, 100),
+)  # fmt: skip
 def test_a_failed_check_is_never_made_up_for_by_manners(
-    steps: tuple[Step, ...], malformed: int, reward: float | None, stop: StopReason
+    steps: tuple[Step, ...], malformed: int, reward: float | None, stop: StopReason, threshold: int
 ) -> None:
     verdict = Verdict(passed=False, reward=reward)
-    said = of(ended(verdict, steps=steps, malformed_answers=malformed, stop_reason=stop)).review
+    assignment = Assignment(task=judged(threshold=threshold))
+    said = of(
+        ended(verdict, steps=steps, malformed_answers=malformed, stop_reason=stop,
+              assignment=assignment)
+    ).review  # fmt: skip
     assert said.score is not None
     assert 0 <= said.score <= 49
     assert said.decision in ("iterate", "rejected")
@@ -321,6 +328,14 @@ def test_who_ran_out_of_steps_gets_twice_as_many_once(first: int, then: int) -> 
     )
     assert [a.task.max_steps for a in chain] == [first, then, then, then]
     assert {a.original_max_steps for a in chain[1:]} == {first}
+
+
+def test_the_double_is_of_the_first_revision_whoever_changed_it_since() -> None:
+    """A person, say, approved 15 where it began with 10."""
+    between = Assignment(task=judged(max_steps=15), revision=2, original_max_steps=10)
+    got = of(ended(FAILED, assignment=between, stop_reason=StopReason.MAX_STEPS)).next
+    assert got is not None
+    assert (got.task.max_steps, got.original_max_steps) == (20, 10)
 
 
 def test_a_task_with_the_most_steps_there_are_gets_no_more() -> None:

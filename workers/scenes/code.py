@@ -36,6 +36,8 @@ class CodeConstraints(Contract):
 
     files: dict[str, str] = Field(default_factory=dict)
     """Put into the work folder before the agent starts: relative path to text."""
+    language: Literal["python", "bash", "shell"] | None = None
+    """What the program is to be written in: that tool is shown first where nothing else says."""
     only_expected_tools: bool = False
     """Show the agent no other tools than `expected_tools` (and `finish`)."""
     network: Literal["none"] = "none"
@@ -131,9 +133,10 @@ class CodeEnvironment:
         self._sandbox: Sandbox | None = None
         self._last_stdout: str | None = None
         self._timeout = spec.limits.wall
-        self.tools = Toolbox.of(
-            self._tools(), first=task.tools_to_show(), only=constraints.only_expected_tools
-        )
+        first = task.tools_to_show()
+        if not first and constraints.language is not None:
+            first = ("run_python",) if constraints.language == "python" else ("run_shell",)
+        self.tools = Toolbox.of(self._tools(), first=first, only=constraints.only_expected_tools)
         self.info = EnvironmentInfo(
             backend=provider.backend, versions=dict(report.versions) if report else {}
         )
