@@ -48,7 +48,11 @@ async def _bare_publish(server: Server, tasks: list[list[Assignment]]) -> None:
     for start in range(0, N, BATCH):
         pipe = server.client.pipeline(transaction=False)
         for [assignment] in tasks[start : start + BATCH]:
-            fields = {"id": assignment.task.task_id, "u": "r1-s0", "p": assignment.encode()}
+            fields: dict[Any, Any] = {
+                "id": assignment.task.task_id,
+                "u": "r1-s0",
+                "p": assignment.encode(),
+            }
             pipe.xadd("bare", fields)
         await pipe.execute()
 

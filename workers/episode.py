@@ -221,7 +221,7 @@ class Episode:
             if r.stop is not None:
                 break  # nobody reads what `finish` returns
             pairs.append((action, observation.text))
-            answer = self.policy.concludes(output)
+            answer = self.policy.concludes(action, output)
             if answer is not None:
                 r.answer, r.stop = answer, StopReason.FINISH
                 break

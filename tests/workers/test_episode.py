@@ -125,7 +125,7 @@ class Script:
 
     def __init__(
         self, *turns: Said, mode: ToolMode = "native", view_chars: int = 16_000,
-        concludes: Callable[[ToolOutput], str | None] = lambda _: None,
+        concludes: Callable[[Action, ToolOutput], str | None] = lambda *_: None,
     ) -> None:  # fmt: skip
         self.mode = mode
         self.view_chars = view_chars
@@ -266,7 +266,7 @@ async def test_a_result_that_concludes_ends_it_with_that_answer(run: Run) -> Non
     world = World([ToolOutput("oops", success=False), ToolOutput("42\n")])
     script = Script(
         says(call(), native=False), says(call(), native=False), mode="fenced",
-        concludes=lambda output: output.text.strip() if output.success else None,
+        concludes=lambda _, output: output.text.strip() if output.success else None,
     )  # fmt: skip
     got = await run(script, world)
     assert (got.stop_reason, got.final_result, len(got.steps)) == (StopReason.FINISH, "42", 2)

@@ -52,7 +52,7 @@ class Policy(Protocol):
         """Decide the next step within ``deadline`` seconds, waits for rate limits not counted."""
         ...
 
-    def concludes(self, output: ToolOutput) -> str | None:
+    def concludes(self, action: Action, output: ToolOutput) -> str | None:
         """Return the final answer if this result ends the episode by itself; None if not."""
         ...
 

@@ -31,6 +31,7 @@ class ModelPolicy:
         self._sampled = Sampling.model_validate({**ours, **said})
         self._deadline = deadline
         self._headers = headers
+        self._program: dict[str, Any] | None = None
         self._source = model.source
         self.mode: ToolMode = model.capabilities.tool_mode
         # One result may fill an eighth of the context, so that a handful of steps fit.
@@ -59,10 +60,14 @@ class ModelPolicy:
             return examples(toolbox.schemas)
         return []
 
-    def concludes(self, output: ToolOutput) -> str | None:
+    def concludes(self, action: Action, output: ToolOutput) -> str | None:
         """In `fenced` mode the first program that runs without an error is the model's last word:
-        a model that small cannot tell whether its output is right, and only spoils it."""
-        return output.text.strip() if self.mode == "fenced" and output.success else None
+        a model that small cannot tell whether its output is right, and only spoils it. So is one
+        that it repeats unchanged after seeing its error: it would do so for ever."""
+        if self.mode != "fenced":
+            return None
+        repeated, self._program = action.arguments == self._program, dict(action.arguments)
+        return output.text.strip() if output.success or repeated else None
 
     async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox, *, deadline: float) -> Turn:
         reply = await self._model.complete(

@@ -38,7 +38,7 @@ class ScriptedPolicy:
     def examples(self, toolbox: Toolbox) -> list[dict[str, Any]]:
         return []
 
-    def concludes(self, output: ToolOutput) -> str | None:
+    def concludes(self, action: Action, output: ToolOutput) -> str | None:
         return None
 
     async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox, *, deadline: float) -> Turn:
