@@ -13,12 +13,18 @@ from common import logs
 from common.failures import ConfigurationError
 from common.metrics import Metrics
 from common.process import consumer_name, die_with_parent, drain_on_signal, until
-from common.queue.connection import Server
+from common.queue.connection import Server, ServerGone
 from common.serve import Health, serving
 from common.settings import Settings, load
 
 EXIT_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: starting again will not help, a person must change something."""
+
+
+EXIT_SERVER_GONE = 75
+"""EX_TEMPFAIL: told to end while the queue server was away."""
+_LAST_PATIENCE = 5.0
+"""Seconds a draining process waits for an absent server; until then it waits for ever."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ def run(name: str, work: Callable[[Service], Awaitable[None]], **overrides: Any)
     expected, ends the process with a non-zero code and one sentence.
     """
     wrong: list[BaseException] = []
+    gone = ""
     try:
         settings = load(**overrides)
         logs.configure(settings.log_level, service=name)
@@ -52,8 +59,14 @@ def run(name: str, work: Callable[[Service], Awaitable[None]], **overrides: Any)
         uvloop.run(_run(name, work, settings))
     except* ConfigurationError as group:
         wrong = _leaves(group)
+    except* ServerGone as group:
+        gone = str(_leaves(group)[0])
     for error in wrong:
         logs.logger(name).error(f"{name}.misconfigured", error=str(error))
+    if gone and not wrong:
+        # What it held lapses within a lease, and others take it over.
+        logs.logger(name).error(f"{name}.ended_without_server", error=gone)
+        return EXIT_SERVER_GONE
     return EXIT_CONFIGURATION if wrong else 0
 
 
@@ -65,6 +78,12 @@ async def _run(name: str, work: Callable[[Service], Awaitable[None]], settings: 
     consumer = consumer_name()
     logs.configure(settings.log_level, service=name, worker_id=consumer)
     metrics, health = Metrics(), Health()
+
+    async def lose_patience() -> None:
+        await draining.wait()
+        server.patience = _LAST_PATIENCE
+
+    losing = asyncio.create_task(lose_patience())
     try:
         async with serving(
             metrics, health, host=settings.metrics_host, port=settings.metrics_port,
@@ -76,6 +95,7 @@ async def _run(name: str, work: Callable[[Service], Awaitable[None]], settings: 
                 await work(Service(settings, server, metrics, health, draining, consumer))
             logs.logger(name).info(f"{name}.stopped")
     finally:
+        losing.cancel()
         await server.close()
 
 

@@ -45,6 +45,9 @@ dead_app = typer.Typer(help="Work that ended without a result: why, and once mor
                        no_args_is_help=True)  # fmt: skip
 app.add_typer(dead_app, name="dead")
 
+EXIT_NO_MODEL = 69
+"""EX_UNAVAILABLE of sysexits.h: no provider configured, and no embedded model to be had."""
+
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="The store's folder (FLEET_OUTPUT, output).")
 ]
@@ -73,7 +76,7 @@ def up(
 
     Work is kept in the output folder: started again, it goes on where it was. Ctrl-C drains.
     """
-    from fleet.up import Fleet, Plan, State
+    from fleet.up import Fleet, NoModel, Plan, State
 
     settings = settings_for(output, concurrency=concurrency, agent=agent)
     scenes = scene or list(SCENES)
@@ -122,7 +125,8 @@ def up(
             snapshot = asyncio.run(Fleet(plan, settings, draw).run())
         except* ConfigurationError as group:
             live.stop()
-            fail(str(_first(group)), 78)
+            error = _first(group)
+            fail(str(error), EXIT_NO_MODEL if isinstance(error, NoModel) else 78)
         except* StoreError as group:
             live.stop()
             fail(str(_first(group)), 78)

@@ -18,7 +18,7 @@ import orjson
 
 from common.failures import ConfigurationError
 from common.llm.providers import choose
-from common.process import drain_on_signal, until
+from common.process import drain_on_signal, free_port, until
 from common.queue.connection import Server
 from common.queue.embedded import EmbeddedServer
 from common.settings import Settings
@@ -30,6 +30,10 @@ from fleet.status import Snapshot, look
 _MODEL_DEADLINE = 900.0
 """Seconds for fetching and loading the embedded model; 480 MB on a slow line take a while."""
 _LOOK = 0.5
+
+
+class NoModel(ConfigurationError):
+    """No provider is configured, and the embedded model cannot be had either."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +141,9 @@ class Fleet:
             FLEET_AGENT=settings.agent,
             FLEET_COMMIT=settings.commit or _commit(),
         )
-        once = ["--once"] if plan.until_done else []
-        files = [str(path) for path in plan.files]
-        await self._start("dispatcher", python("dispatcher", *once, *files), once=plan.until_done)
-        if plan.needs_model:
-            await self._model(draining)
-        if draining.is_set():
-            return
+        announced = await self._start_model() if plan.needs_model else None
+        # They get ready while the model loads, and wait for it; the file comes last, so that
+        # nothing is queued for a model that cannot be had.
         model = [] if plan.needs_model else ["--no-model"]
         for number in range(1, plan.workers + 1):
             command = python(
@@ -151,6 +151,11 @@ class Fleet:
             )
             await self._start(f"worker-{number}", command)
         await self._start("reviewer", python("reviewer"))
+        if announced is not None:
+            await self._model_ready(announced, draining)
+        once = ["--once"] if plan.until_done else []
+        files = [str(path) for path in plan.files]
+        await self._start("dispatcher", python("dispatcher", *once, *files), once=plan.until_done)
 
     async def _start(self, name: str, argv: list[str], *, once: bool = False) -> Child:
         child = Child(name, argv, self._folder / "logs" / f"{name}.log", self._env, once=once)
@@ -158,39 +163,51 @@ class Fleet:
         self.state.children.append(child)
         return child
 
-    async def _model(self, draining: asyncio.Event) -> None:
-        """Say which model acts; start the embedded one where no other is configured."""
+    async def _start_model(self) -> Path | None:
+        """Say which model acts; start the embedded one where no other is configured.
+
+        Returns the file in which the embedded model will say that it is ready.
+        """
         provider = choose(self.settings)[0]
         self.state.model = f"{provider.model} ({provider.name})"
         if provider.name != "embedded" or provider.base_url is not None:
-            return
+            return None
         self.state.model = "embedded: fetching weights (once) and loading"
         log = self._folder / "logs" / "model.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        key = secrets.token_hex(16)
         said = log.with_suffix(".json")
         said.unlink(missing_ok=True)
+        key, port = secrets.token_hex(16), free_port()
+        self._env |= {
+            "FLEET_EMBEDDED_URL": f"http://127.0.0.1:{port}/v1",
+            "FLEET_EMBEDDED_KEY": key,
+        }
         # Its standard output is the announcement; the log takes the rest.
         child = _ModelChild(
-            "model", python("common.llm.embedded", "--port", "0"), log,
-            {**self._env, "FLEET_EMBEDDED_KEY": key}, announce=said,
+            "model", python("common.llm.embedded", "--port", str(port)), log, self._env,
+            announce=said,
         )  # fmt: skip
         await child.start()
         self.state.children.append(child)
+        return said
+
+    async def _model_ready(self, said: Path, draining: asyncio.Event) -> None:
+        """Wait until the embedded model answers. Raises `NoModel`."""
+        child = next(c for c in self.state.children if c.name == "model")
         deadline = time.monotonic() + _MODEL_DEADLINE
-        while not said.exists() or b"\n" not in said.read_bytes():
-            if child.pid is None:
-                raise ConfigurationError(
-                    f"the embedded model did not start: {last_words(log)} Set a provider's key "
+        while (told := _announced(said)) is None:
+            late = time.monotonic() > deadline
+            if child.pid is None or late:
+                why = f"not ready within {_MODEL_DEADLINE:.0f} s" if late else last_words(child.log)
+                raise NoModel(
+                    f"the embedded model did not start: {why} Set a provider's key "
                     "(see .env.example), or use --agent oracle to see the fleet without a model."
                 )
-            if time.monotonic() > deadline or draining.is_set():
+            if draining.is_set():
                 return
-            self.state.note = f"model: {last_words(log)[:100]}"
+            self.state.note = f"model: {last_words(child.log)[:100]}"
             self._draw(self.state, None)
-            await until(draining, asyncio.sleep(0.2))
-        told = orjson.loads(said.read_bytes().splitlines()[0])
-        self._env |= {"FLEET_EMBEDDED_URL": told["url"], "FLEET_EMBEDDED_KEY": key}
+            await until(draining, asyncio.sleep(0.1))
         self.state.model = f"{told['model']} (embedded, on this CPU: small, for demonstration)"
         self.state.note = ""
 
@@ -217,7 +234,7 @@ class Fleet:
         return snapshot
 
     def _done(self, snapshot: Snapshot) -> bool:
-        dispatcher = self.state.children[0]
+        dispatcher = next(c for c in self.state.children if c.name == "dispatcher")
         served = [c for name, c in snapshot.scenes.items() if name in self.plan.scenes]
         return dispatcher.finished.is_set() and not any(c.open_tasks for c in served)
 
@@ -249,6 +266,14 @@ class _ModelChild(Child):
                 stdout=announce, stderr=log, start_new_session=True,
             )  # fmt: skip
         self.started = time.monotonic()
+
+
+def _announced(path: Path) -> dict[str, str] | None:
+    """Return what the embedded model said when it was ready; None as long as it has not."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        told: dict[str, str] = orjson.loads(path.read_bytes().splitlines()[0])
+        return told
+    return None
 
 
 def _commit() -> str | None:

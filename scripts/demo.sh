@@ -4,13 +4,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?output folder}
 rm -rf "$out"
-agent=()
-if ! .venv/bin/fleet model; then
-  echo "demo: no model can be had (see above), so the oracle plays the reference solutions instead."
-  agent=(--agent oracle)
-fi
+up() { .venv/bin/fleet up tasks.jsonl --output "$out" --until-done "$@"; }
 status=0
-.venv/bin/fleet up tasks.jsonl --output "$out" --until-done "${agent[@]}" || status=$?
+up || status=$?
+if [ $status = 69 ]; then
+  echo "demo: no model can be had (see above), so the oracle plays the reference solutions instead."
+  status=0
+  up --agent oracle || status=$?
+fi
 echo
 .venv/bin/fleet export sft --output "$out" --out "$out/sft.jsonl" --include-embedded
 echo

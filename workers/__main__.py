@@ -8,11 +8,16 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import sys
+
+import aiohttp
 
 from common.llm.client import connect
 from common.llm.types import ModelUnavailable
 from common.logs import logger
+from common.process import until
 from common.service import Service, run
 from common.store import open_store
 from workers.models import Policies
@@ -20,6 +25,18 @@ from workers.scenes import SCENES, build
 from workers.worker import Worker
 
 log = logger("workers")
+
+
+async def wait_until_healthy(url: str) -> None:
+    """Return once the embedded model at ``url`` answers; whoever started it watches over it."""
+    health = url.removesuffix("/v1") + "/health"
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with session.get(health) as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(0.1)
 
 
 async def work(service: Service, scenes: list[str], *, needs_model: bool) -> None:
@@ -35,6 +52,10 @@ async def work(service: Service, scenes: list[str], *, needs_model: bool) -> Non
             log.info("scene.open", scene=scene.name, **await scene.open())
             await scene.reap()
         for model in models[:1]:
+            if model.source == "embedded":
+                # `fleet up` starts it beside us; asking it a question would cost seconds.
+                await until(service.draining, wait_until_healthy(str(settings.embedded_url)))
+                break
             try:
                 log.info("model.ready", answer=await model.check())
             except ModelUnavailable as error:

@@ -18,7 +18,7 @@ from common.metrics import Metrics
 from common.model import explain
 from common.process import until
 from common.queue.committer import Committer, Dead, Done, Outcome, Retry
-from common.queue.connection import Server
+from common.queue.connection import Server, ServerGone
 from common.queue.heartbeat import Heartbeat
 from common.queue.scene_queue import Lease, SceneQueue, wait_any
 from common.serve import Health
@@ -208,6 +208,8 @@ class Worker:
             await self._hold(str(error), running)
         except ConfigurationError as error:
             await self._give_up(error, running)
+        except ServerGone:
+            raise  # only while draining: the lease lapses, and others take over
         except Exception:
             # A bug of ours must not cost the other episodes, nor pass for the agent's failure.
             log.exception("attempt.bug", task_id=lease.task_id, attempt_id=lease.attempt_id)

@@ -180,6 +180,33 @@ def test_services_wait_for_a_server_that_is_not_there_yet_and_survive_its_restar
         assert sum(review is not None for _, review in found) == 1
 
 
+def test_processes_told_to_end_while_the_server_is_away_end_within_seconds(
+    tmp_path: Path,
+) -> None:
+    server = EmbeddedServer(tmp_path / "valkey")
+    server.start()
+    slow = {"actions": [{"tool": "run_shell", "arguments": {"command": "sleep 3"}}]}
+    tasks = write_tasks(
+        tmp_path / "t.jsonl",
+        [printing(f"t{i}", agent="oracle", reference=slow) for i in range(8)],
+    )
+    env = {"FLEET_REDIS_URL": server.url, "FLEET_OUTPUT": tmp_path / "out"}
+    log = tmp_path / "w"
+    with (
+        process("dispatcher", tasks, log=tmp_path / "d", **env) as dispatcher,
+        process("workers", "code", "--no-model", log=log, **env) as worker,
+        process("reviewer", log=tmp_path / "r", **env) as reviewer,
+    ):
+        wait_until(lambda: "attempt.started" in log.read_text(), "work began", within=60)
+        server.kill()
+        for running in (dispatcher, worker, reviewer):
+            running.terminate()
+        # Grace for the episodes under way, patience with the server, and some for a slow machine.
+        assert worker.wait(40) in (0, 75)
+        assert reviewer.wait(40) in (0, 75)
+        assert dispatcher.wait(40) in (0, 75)
+
+
 def test_commands_say_at_once_that_no_server_answers(tmp_path: Path) -> None:
     url = f"redis://:secret-word@127.0.0.1:{free_port()}/0"
     done = fleet("status", FLEET_REDIS_URL=url, FLEET_OUTPUT=tmp_path)
