@@ -200,7 +200,7 @@ class Fleet:
             if child.pid is None or late:
                 why = f"not ready within {_MODEL_DEADLINE:.0f} s" if late else last_words(child.log)
                 raise NoModel(
-                    f"the embedded model did not start: {why} Set a provider's key "
+                    f"the embedded model did not start: {why.rstrip('.')}. Set a provider's key "
                     "(see .env.example), or use --agent oracle to see the fleet without a model."
                 )
             if draining.is_set():
