@@ -47,6 +47,7 @@ def run(name: str, work: Callable[[Service], Awaitable[None]], **overrides: Any)
     """
     wrong: list[BaseException] = []
     gone = ""
+    logs.configure("INFO", service=name)  # what is wrong with the settings must be said too
     try:
         settings = load(**overrides)
         logs.configure(settings.log_level, service=name)

@@ -82,7 +82,7 @@ async def _turns(
     tell: Callable[[Progress], None] | None,
 ) -> None:
     """Give every file a step in turn; wait when none of them has anything."""
-    log.info("dispatcher.started", server=await server.check(), files=[f.key for f in followers])
+    log.info("dispatcher.following", server=await server.check(), files=[f.key for f in followers])
     await asyncio.gather(*(follower.load() for follower in followers))
     told: dict[str, Progress] = {}
     while not draining.is_set():

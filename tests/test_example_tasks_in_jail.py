@@ -54,7 +54,7 @@ PLAUSIBLE = {
 """Almost right: the tie in `mode`, the use by `get`, `2**3`, and whole batches at a time."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 async def jails() -> AsyncIterator[SandboxProvider]:
     jails = provider("nsjail")
     yield jails
