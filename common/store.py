@@ -39,6 +39,10 @@ class StoreError(Exception):
     """The store cannot be written or read; the message says where and why."""
 
 
+class Damaged(StoreError):
+    """One file is missing, or not what it should be; the store itself is well."""
+
+
 @dataclass(frozen=True)
 class Reviewed:
     """One attempt and what the reviewer says of it."""
@@ -79,6 +83,12 @@ class Store:
         return hashlib.sha256(data).hexdigest()
 
     def write_review(self, review: Review) -> None:
+        """Keep a review. One that is there and decides the same stays: a reviewer that comes late
+        changes nothing that was settled."""
+        with contextlib.suppress(StoreError):
+            there = self.read_review(review.task_id, review.attempt_id)
+            if there is not None and there.decision == review.decision:
+                return
         data = orjson.dumps(
             review.model_dump(mode="json", by_alias=True), option=orjson.OPT_INDENT_2
         )
@@ -137,15 +147,25 @@ class Store:
                 raise StoreError(f"not a file name: {part!r}")
         return self.root.joinpath(*parts)
 
-    def read_attempt(self, task_id: str, attempt_id: str) -> Trajectory:
-        """Raises `StoreError` when it is missing or not a trajectory."""
+    def read_attempt(
+        self, task_id: str, attempt_id: str, *, sha256: str | None = None
+    ) -> Trajectory:
+        """Return an attempt; with ``sha256``, only if its file is the very one.
+
+        Raises `Damaged` when it is missing or not what it should be.
+        """
         path = self.attempt_path(task_id, attempt_id)
         try:
-            return Trajectory.model_validate_json(path.read_bytes())
+            data = path.read_bytes()
+            if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+                raise Damaged(f"{path} is not the file that was committed: its sha256 differs")
+            return Trajectory.model_validate_json(data)
+        except FileNotFoundError as error:
+            raise Damaged(_hint(path, error)) from None
         except OSError as error:
             raise StoreError(_hint(path, error)) from None
         except ValidationError as error:
-            raise StoreError(f"{path} is not a trajectory: {error}") from None
+            raise Damaged(f"{path} is not a trajectory: {error}") from None
 
     def read_review(self, task_id: str, attempt_id: str) -> Review | None:
         path = self.review_path(task_id, attempt_id)
@@ -154,7 +174,7 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
-            raise StoreError(f"{path} is not a review: {error}") from None
+            raise Damaged(f"{path} is not a review: {error}") from None
 
     def attempts_of(self, task_id: str) -> list[str]:
         """Ids of a task's attempts, reviewed or not, oldest first."""

@@ -49,8 +49,12 @@ class Selection:
             return "infrastructure failure"
         if trajectory.agent.model_source == "embedded" and not self.embedded:
             return "embedded model (--include-embedded)"
+        if trajectory.agent.kind == "nop":
+            return "agent that does nothing"
         if trajectory.verdict.passed is None:
-            return None if self.unverified else "unverified (--include-unverified)"
+            if not self.unverified:
+                return "unverified (--include-unverified)"
+            return "not accepted" if failure is not None else None
         if review.decision != "accepted" or not trajectory.verdict.passed:
             return "not accepted"
         return None

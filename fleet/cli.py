@@ -29,7 +29,7 @@ from exporters.export import FORMATS, Selection
 from exporters.export import export as write_export
 from fleet import status as status_view
 from fleet.children import python
-from fleet.context import err, fail, guard, out, settings_for, store_of, with_server
+from fleet.context import clean, err, fail, guard, out, settings_for, store_of, with_server
 from fleet.show import show as show_trajectory
 from fleet.tasksfile import read_tasks
 from workers.scenes import SCENES
@@ -122,7 +122,7 @@ def up(
                 err.print(_brief(state.model, snapshot), highlight=False)
 
         try:
-            snapshot = asyncio.run(Fleet(plan, settings, draw).run())
+            outcome = asyncio.run(Fleet(plan, settings, draw).run())
         except* ConfigurationError as group:
             live.stop()
             error = _first(group)
@@ -130,11 +130,13 @@ def up(
         except* StoreError as group:
             live.stop()
             fail(str(_first(group)), 78)
+    snapshot = outcome.last
     if not out.is_terminal:
         out.print(status_view.table(snapshot))
         for remark in status_view.remarks(snapshot):
             out.print(Text(remark))
-    if until_done and any(c["dead"] for c in snapshot.scenes.values()):
+    undone = snapshot.open_tasks or any(c["dead"] for c in snapshot.scenes.values())
+    if until_done and (undone or not outcome.finished):
         raise typer.Exit(1)
 
 
@@ -194,7 +196,7 @@ def submit(file: Path, output: Output = None) -> None:
             if line.task is None:
                 counts["rejected"] += 1
                 for field, reason in line.problems:
-                    err.print(Text(f"{file}:{line.number}: {field}: {reason}", style="red"))
+                    err.print(clean(f"{file}:{line.number}: {field}: {reason}", style="red"))
                 continue
             scene = line.task.scene
             queue = queues.setdefault(
@@ -257,13 +259,13 @@ def validate(
     shown = Table("task", "result", "seconds", "why")
     styles = {"proven": "green", "broken": "red", "unproven": "yellow"}
     for where, reason in wrong:
-        shown.add_row(where, Text("rejected", style="red"), "", Text(reason))
+        shown.add_row(where, Text("rejected", style="red"), "", clean(reason))
     for proof in proofs:
         if not quiet or proof.status != "proven":
             result = Text(proof.status, style=styles[proof.status])
             shown.add_row(
                 Text(f"{proof.task.task_id} (line {ids[proof.task.task_id]})"), result,
-                f"{proof.seconds:.2f}", Text(proof.why),
+                f"{proof.seconds:.2f}", clean(proof.why),
             )  # fmt: skip
     out.print(shown)
     proven = sum(proof.status == "proven" for proof in proofs)
@@ -349,7 +351,7 @@ def dead_list(
     letters = with_server(settings_for(output), lambda server: _letters(server, scene, reason))
     for name, letter in letters:
         row = (name, letter["entry"], letter["id"], letter["u"], letter["reason"], letter["error"])
-        shown.add_row(*(Text(cell[:300]) for cell in row))
+        shown.add_row(*(clean(cell[:300]) for cell in row))
     out.print(shown if letters else "no dead letters")
 
 

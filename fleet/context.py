@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import orjson
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from common import logs
 from common.failures import ConfigurationError
@@ -27,12 +28,14 @@ _PATIENCE = 5.0
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """Say what is wrong and end the command."""
-    err.print(f"[bold red]fleet:[/] {_plain(message)}")
+    err.print(Text("fleet: ", style="bold red") + clean(message, style="none"))
     raise typer.Exit(code)
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+def clean(text: str, style: str = "") -> Text:
+    """Return text as text: no markup, and no control character that reaches the terminal."""
+    mark = "\N{REPLACEMENT CHARACTER}"
+    return Text("".join(c if c in "\n\t" or c.isprintable() else mark for c in text), style=style)
 
 
 def settings_for(output: Path | None = None, **more: Any) -> Settings:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from common.review import Review
 from common.trajectory import Step, Trajectory
+from fleet.context import clean
 
 _SHOWN = 4000
 
@@ -24,39 +25,39 @@ def transcript(trajectory: Trajectory, review: Review | None, *, full: bool) -> 
         f"in {trajectory.environment.backend} · {trajectory.total_duration:.1f} s · "
         f"{trajectory.usage.prompt_tokens}+{trajectory.usage.completion_tokens} tokens",
     )
-    parts: list[RenderableType] = [head, Panel(_clean(task.description), title="task")]
+    parts: list[RenderableType] = [head, Panel(clean(task.description), title="task")]
     for hint in trajectory.assignment.hints:
-        parts.append(Text(f"hint: {hint}", style="yellow"))
+        parts.append(clean(f"hint: {hint}", style="yellow"))
     parts += [_step(step, full) for step in trajectory.steps]
     if trajectory.failure is not None:
         failure = trajectory.failure
         parts.append(
-            Text(f"{failure.kind} ({failure.failure_class}): {failure.message}", style="red")
+            clean(f"{failure.kind} ({failure.failure_class}): {failure.message}", style="red")
         )
     parts.append(Text(f"ended: {trajectory.stop_reason}", style="bold"))
     parts.append(_verdict(trajectory))
     if review is not None:
         score = "no score" if review.score is None else f"score {review.score}"
-        parts.append(Text(f"review: {review.decision}, {score}: {review.reason}", style="bold"))
+        parts.append(clean(f"review: {review.decision}, {score}: {review.reason}", style="bold"))
         for change in review.changes:
-            parts.append(_clean(f"  next: {change.field}: {change.before} → {change.after}"))
+            parts.append(clean(f"  next: {change.field}: {change.before} → {change.after}"))
     return Group(*parts)
 
 
 def _step(step: Step, full: bool) -> RenderableType:
     body = Text()
     if step.thought:
-        body.append(_clean(step.thought + "\n\n", style="italic"))
+        body.append(clean(step.thought + "\n\n", style="italic"))
     for name, value in step.action.arguments.items():
         text = value if isinstance(value, str) else repr(value)
         body.append(f"{name}: ", style="cyan")
-        body.append(_clean(("\n" if "\n" in text else "") + text.rstrip() + "\n"))
+        body.append(clean(("\n" if "\n" in text else "") + text.rstrip() + "\n"))
     seen = step.observation.text
     if not full and len(seen) > _SHOWN:
         seen = seen[:_SHOWN] + f"\n(… {len(seen) - _SHOWN} more characters; --full shows them)"
     if seen:
         body.append("→ ", style="bold")
-        body.append(_clean(seen.rstrip()))
+        body.append(clean(seen.rstrip()))
     mark = "[green]ok[/]" if step.success else "[red]failed[/]"
     code = "" if step.exit_code is None else f" · exit {step.exit_code}"
     title = f"step {step.step_id} · {step.action.tool}"
@@ -77,16 +78,8 @@ def _verdict(trajectory: Trajectory) -> RenderableType:
     for check in trajectory.verdict.checks:
         mark = "✓" if check.passed else "✗"
         detail = f": {check.detail}" if check.detail else ""
-        lines.append(_clean(f"\n  {mark} {check.id}{detail}"))
+        lines.append(clean(f"\n  {mark} {check.id}{detail}"))
     return lines
-
-
-def _clean(text: str, style: str = "") -> Text:
-    """Return text as text: no markup, and no control character that reaches the terminal."""
-    kept = "".join(
-        c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
-    return Text(kept, style=style)
 
 
 def show(console: Console, trajectory: Trajectory, review: Review | None, *, full: bool) -> None:

@@ -48,8 +48,12 @@ async def look(server: Server) -> Snapshot:
     counts = await asyncio.gather(*(SceneQueue(server, name).counts() for name in names))
     scenes = {n: c for n, c in zip(names, counts, strict=True) if c["tasks"]}
     workers = dict.fromkeys(names, 0)
-    cards = [k async for k in server.client.scan_iter(match="fleet:{tasks:*}:w:*", count=1000)]
-    for key in cards:
+
+    async def cards() -> list[bytes]:
+        found = server.client.scan_iter(match="fleet:{tasks:*}:w:*", count=1000)
+        return [key async for key in found]
+
+    for key in await server.persist(cards):
         workers[key.decode().split("{tasks:")[1].split("}")[0]] += 1
     told = await server.persist(lambda: server.client.hgetall("fleet:dispatcher"))
     files = {name.decode(): orjson.loads(value) for name, value in told.items()}

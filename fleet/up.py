@@ -19,7 +19,7 @@ import orjson
 from common.failures import ConfigurationError
 from common.llm.providers import choose
 from common.process import drain_on_signal, free_port, until
-from common.queue.connection import Server
+from common.queue.connection import Server, ServerGone
 from common.queue.embedded import EmbeddedServer
 from common.settings import Settings
 from common.store import open_store
@@ -58,6 +58,15 @@ class State:
     children: list[Child] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended."""
+
+    last: Snapshot
+    finished: bool
+    """Every task of the served scenes has ended; false when it was told to end before."""
+
+
 class Fleet:
     """Brings a fleet up over one output folder, and takes it down in order."""
 
@@ -72,12 +81,14 @@ class Fleet:
         self._embedded: EmbeddedServer | None = None
         self._env: dict[str, str] = {}
         self._lock: IO[str] | None = None
+        self._last = Snapshot({}, {}, {})
 
-    async def run(self) -> Snapshot:
-        """Work until done or told to end; returns the last look. Raises `ConfigurationError`."""
+    async def run(self) -> Outcome:
+        """Work until done or told to end. Raises `ConfigurationError`."""
         draining = asyncio.Event()
         drain_on_signal(draining)
-        snapshot = None
+        finished = False
+        losing = asyncio.create_task(asyncio.sleep(0))
         open_store(self.settings.output)
         self._hold_lock()
         try:
@@ -85,14 +96,17 @@ class Fleet:
             server = Server(url)
             try:
                 await server.check()
+                losing = asyncio.create_task(_lose_patience(server, draining))
                 await self._up(url, draining)
-                snapshot = await self._watch(server, draining)
+                finished = await self._watch(server, draining)
                 self.state.note = "draining: running attempts may end, the rest is handed back"
-                self._draw(self.state, snapshot)
+                self._draw(self.state, self._last)
                 await self._down()
-                snapshot = await look(server)
-                self._draw(self.state, snapshot)
+                with contextlib.suppress(ServerGone):
+                    self._last = await look(server)
+                self._draw(self.state, self._last)
             finally:
+                losing.cancel()
                 await server.close()
         finally:
             for child in self.state.children:
@@ -100,7 +114,7 @@ class Fleet:
             if self._embedded is not None:
                 await asyncio.to_thread(self._embedded.stop)
                 self._forget_server()
-        return snapshot
+        return Outcome(self._last, finished)
 
     def _hold_lock(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -213,25 +227,29 @@ class Fleet:
 
     # -- watch -------------------------------------------------------------------------------
 
-    async def _watch(self, server: Server, draining: asyncio.Event) -> Snapshot | None:
-        """Draw what happens until everything is done, or the order to drain comes."""
+    async def _watch(self, server: Server, draining: asyncio.Event) -> bool:
+        """Draw what happens until everything is done, or the order to drain comes: then False."""
         keepers = [asyncio.create_task(c.keep_alive()) for c in self.state.children]
-        snapshot = None
         try:
             while not draining.is_set():
-                snapshot = await look(server)
-                self._draw(self.state, snapshot)
+                if self._embedded is not None and not self._embedded.alive:
+                    self._embedded.start()  # its folder holds everything it knew
+                await until(draining, self._look(server))
+                self._draw(self.state, self._last)
                 for keeper in keepers:
                     if keeper.done():
                         keeper.result()
-                if self.plan.until_done and self._done(snapshot):
-                    break
+                if self.plan.until_done and self._done(self._last):
+                    return True
                 await until(draining, asyncio.sleep(_LOOK))
         finally:
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
-        return snapshot
+        return False
+
+    async def _look(self, server: Server) -> None:
+        self._last = await look(server)
 
     def _done(self, snapshot: Snapshot) -> bool:
         dispatcher = next(c for c in self.state.children if c.name == "dispatcher")
@@ -266,6 +284,12 @@ class _ModelChild(Child):
                 stdout=announce, stderr=log, start_new_session=True,
             )  # fmt: skip
         self.started = time.monotonic()
+
+
+async def _lose_patience(server: Server, draining: asyncio.Event) -> None:
+    """Once told to end, wait seconds for an absent server, not for ever."""
+    await draining.wait()
+    server.patience = 5.0
 
 
 def _announced(path: Path) -> dict[str, str] | None:

@@ -18,7 +18,7 @@ from common.queue.heartbeat import Heartbeat
 from common.queue.scene_queue import Lease, SceneQueue, wait_any
 from common.serve import Health
 from common.settings import Settings
-from common.store import Store, StoreError
+from common.store import Damaged, Store, StoreError
 from reviewer.review import Reviewed, review
 
 log = logger("reviewer")
@@ -61,7 +61,7 @@ class Reviewer:
                 self._health.turn()
                 self._heartbeat.pulse()
                 self._metrics.loop_success.labels("reviewer").set_to_current_time()
-                reclaiming = time.monotonic() >= self._reclaim_at
+                reclaiming = time.monotonic() >= self._reclaim_at and self._heartbeat.steady
                 if reclaiming:
                     spread = random.uniform(0.75, 1.25)
                     self._reclaim_at = time.monotonic() + self._settings.lease / 4 * spread
@@ -112,11 +112,11 @@ class Reviewer:
                     pass
                 case LeaseLost():
                     log.warning("lease.lost", task_id=lease.task_id)
-                case StoreError():
+                case StoreError() if not isinstance(result, Damaged):
                     log.error("store.unavailable", task_id=lease.task_id, error=str(result))
                     back.append(lease)
                 case Exception():
-                    # Left to lapse: others try, and after max_deliveries it is a dead letter.
+                    # Left to lapse: it is tried again, and is a dead letter after max_deliveries.
                     log.error("review.failed", task_id=lease.task_id, exc_info=result)
                 case _:
                     raise result
@@ -127,7 +127,10 @@ class Reviewer:
     async def _review(self, committer: Committer, lease: Lease) -> None:
         event = orjson.loads(lease.payload)
         trajectory = await asyncio.to_thread(
-            self._store.read_attempt, lease.task_id, event["attempt_id"]
+            self._store.read_attempt,
+            lease.task_id,
+            event["attempt_id"],
+            sha256=event.get("sha256"),
         )
         outcome = review(trajectory, reviewer=self._consumer, now=time.time())
         # The file first: once settled, nobody would write it again.

@@ -39,6 +39,8 @@ from workers.verify.world import GRACE
 
 MAX_MALFORMED = 3
 """Malformed answers in a row that are shown back; the next one ends the episode."""
+_RESET_DEADLINE = 120.0
+"""Seconds a world may take until it shows itself; after that it is broken."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Episode:
         self.limits = limits
         self._r = _Record()
         self._began = time.time()
-        self._clock = time.monotonic()
+        self._clock = self._first_sight = time.monotonic()
 
     async def run(self) -> Trajectory:
         """Return the whole attempt. Raises only `ConfigurationError` and cancellation."""
@@ -103,7 +105,9 @@ class Episode:
                     async with asyncio.timeout(self._verify_deadline()):
                         r.verdict = await environment.verify(r.answer, r.steps)
         except TimeoutError:
-            self._fail(Failure(kind=FailureKind.SYSTEM_ERROR, message="verification never ended"))
+            self._fail(
+                Failure(kind=FailureKind.SYSTEM_ERROR, message="the world stopped answering")
+            )
         except ConfigurationError:
             raise
         except FleetError as error:
@@ -115,12 +119,14 @@ class Episode:
     @property
     def _remaining(self) -> float:
         """Seconds the agent has left; waiting for somebody else's rate limit is not its time."""
-        spent = time.monotonic() - self._clock - self._r.throttled
+        spent = time.monotonic() - self._first_sight - self._r.throttled
         return self.assignment.task.timeout - spent
 
     async def _act_until_the_end(self, environment: Environment) -> None:
         task, r = self.assignment.task, self._r
-        first_sight = await environment.reset()
+        async with asyncio.timeout(_RESET_DEADLINE):
+            first_sight = await environment.reset()
+        self._first_sight = time.monotonic()  # the agent's time begins when it can see something
         toolbox = self.policy.show(environment.tools)
         r.tools = toolbox.schemas
         r.messages = chat.opening(self.assignment, toolbox, self.policy.mode, first_sight)
@@ -177,7 +183,7 @@ class Episode:
             r.stop = StopReason.FAILURE
             r.failure = Failure(
                 kind=FailureKind.MODEL_ERROR,
-                message=f"{r.malformed_in_a_row} malformed answers in a row; the last: {reason}",
+                message=f"{r.malformed_in_a_row} malformed answers; the last: {reason}"[:4000],
             )
 
     async def _act(self, environment: Environment, turn: Turn) -> None:

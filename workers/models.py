@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from common.failures import ConfigurationError
+from common.failures import FailureKind, FleetError
 from common.llm.types import CallRecord, ChatModel
 from common.metrics import Metrics
 from common.task import Assignment
@@ -33,9 +33,10 @@ class Policies:
         if task.agent != "llm":
             return ScriptedPolicy(task.agent, task.reference)
         if not self._models:
-            raise ConfigurationError(
-                f"task {task.task_id} needs a model, and none is configured: set a provider's key "
-                "(see .env.example), or start the fleet with `fleet up`"
+            raise FleetError(
+                "the task needs a model, and this fleet was started without one: set a provider's "
+                "key (see .env.example) and leave --agent and --no-model out",
+                kind=FailureKind.INVALID_TASK,
             )
         now = time.monotonic()
         well = (m for m in self._models if now >= self._unwell.get(m.provider, 0.0))

@@ -94,7 +94,7 @@ class Toolbox:
         """Return what is wrong with a call, in words the model can act on; None if nothing is."""
         names = [tool.name for tool in self.tools]
         if action.tool not in names:
-            return f"there is no tool {action.tool!r}; the tools are: {', '.join(names)}"
+            return f"there is no tool {action.tool[:64]!r}; the tools are: {', '.join(names)}"
         validator = self._validators.get(action.tool)
         if validator is None:
             validator = jsonschema.Draft202012Validator(self[action.tool].parameters)

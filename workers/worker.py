@@ -12,7 +12,14 @@ import orjson
 from pydantic import ValidationError
 
 from common import __version__
-from common.failures import ConfigurationError, Failure, FailureClass, FailureKind, LeaseLost
+from common.failures import (
+    ConfigurationError,
+    Failure,
+    FailureClass,
+    FailureKind,
+    FleetError,
+    LeaseLost,
+)
 from common.logs import logger
 from common.metrics import Metrics
 from common.model import explain
@@ -149,12 +156,15 @@ class Worker:
         """New work, and now and then what silent consumers held."""
         leases: list[Lease] = []
         now = time.monotonic()
-        if now >= line.reclaim_at:
+        if now >= line.reclaim_at and self._heartbeat.steady:
             lease = self._settings.lease
             line.reclaim_at = now + lease / 4 * random.uniform(0.75, 1.25)
             await line.queue.promote()
             got = await line.queue.reclaim(
-                want, lease=lease, max_deliveries=self._settings.max_deliveries
+                want,
+                lease=lease,
+                max_deliveries=self._settings.max_deliveries,
+                holding=[held for held in self._running if held.scene == line.scene.name],
             )
             leases = got.leases
             if leases:
@@ -205,7 +215,7 @@ class Worker:
             if not running.lost and not self._draining.is_set():
                 raise
         except StoreError as error:
-            await self._hold(str(error), running)
+            outcome, error_type = await self._unwritten(line, running, error)
         except ConfigurationError as error:
             await self._give_up(error, running)
         except ServerGone:
@@ -237,11 +247,16 @@ class Worker:
             return "dead", "invalid_task"
         bound = {"task_id": lease.task_id, "attempt_id": lease.attempt_id, "scene": lease.scene}
         log.info("attempt.started", **bound, deliveries=lease.deliveries)
+        try:
+            policy = self._policies(assignment, attempt_id=lease.attempt_id)
+        except FleetError as error:
+            await line.committer.commit(lease, Dead(error.kind.value, str(error)))
+            return "dead", error.kind.value
         episode = Episode(
             assignment,
             lease.attempt_id,
             line.scene,
-            self._policies(assignment, attempt_id=lease.attempt_id),
+            policy,
             self._store,
             self._provenance,
             EpisodeLimits(step=self._settings.step_timeout),
@@ -317,6 +332,19 @@ class Worker:
         if running is not None and running.task is not None:
             running.lost = True
             running.task.cancel()
+
+    async def _unwritten(
+        self, line: _Line, running: _Running, error: StoreError
+    ) -> tuple[str, str]:
+        """The result could not be kept: is it the store, or something about this task alone?"""
+        try:
+            await asyncio.to_thread(self._store.prove_writable)
+        except StoreError:
+            await self._hold(str(error), running)
+            return "released", ""
+        failure = Failure(kind=FailureKind.SYSTEM_ERROR, message=str(error)[:4000])
+        await self._commit_quietly(line, running.lease, self._retry(failure))
+        return "retried", failure.kind.value
 
     async def _hold(self, why: str, running: _Running) -> None:
         """The store cannot be written: hand work back, take none until it can."""

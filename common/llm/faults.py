@@ -104,7 +104,9 @@ def of_status(config: ProviderConfig, model: str, response: httpx2.Response) -> 
         advice = f"{where(config)} answers with a redirect ({status}): check FLEET_LLM_BASE_URL."
     else:
         return ModelRefused(f"{config.name} refused the request (HTTP {status}).{said}")
-    return ModelMisconfigured(f"{config.name}: {advice}{said}")
+    error = ModelMisconfigured(f"{config.name}: {advice}{said}")
+    error.about_model = "FLEET_LLM_MODEL" in advice
+    return error
 
 
 def retry_after(response: httpx2.Response) -> float | None:

@@ -115,6 +115,9 @@ def _from_schema(text: str, cut: bool) -> tuple[str, tuple[ModelCall, ...]]:
     """Read `{"thought": …, "tool": …, "arguments": {…}}`."""
     found = _json_object(text)
     if found is not None and isinstance(found.get("tool"), str):
+        if reason := _unstorable([found["tool"], found.get("thought")]):
+            error = f"the answer holds {reason}"
+            return "", (ModelCall(call_id=_new_id(), tool="", raw_arguments=text, error=error),)
         thought = found.get("thought")
         call = _call(found["tool"], found.get("arguments"), cut=False)
         return thought if isinstance(thought, str) else "", (call,)

@@ -128,6 +128,9 @@ class ModelRefused(FleetError):
 class ModelMisconfigured(ConfigurationError):
     """401, 402, 403 or an unknown model: a person must act; tasks go back uncounted."""
 
+    about_model = False
+    """It is the model that is not there, or not for us: if a task named it, the task is wrong."""
+
 
 class ChatModel(Protocol):
     """One model of one provider."""

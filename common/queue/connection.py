@@ -33,6 +33,8 @@ _GONE = (
     redis.exceptions.OutOfMemoryError,
     OSError,
 )
+_PASSING = ("MISCONF", "BUSY", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING")
+"""Answers of a server that is there but cannot serve now: its disk is full, it is failing over."""
 _FOR_GOOD = (
     redis.exceptions.AuthenticationError,
     redis.exceptions.AuthorizationError,
@@ -126,7 +128,9 @@ class Server:
                     f"the server at {where(self.url)} refuses us: {error}; "
                     "check user and password in FLEET_REDIS_URL"
                 ) from None
-            except _GONE as error:
+            except (*_GONE, redis.exceptions.ResponseError) as error:
+                if not isinstance(error, _GONE) and not str(error).startswith(_PASSING):
+                    raise
                 away = time.monotonic() - began
                 if self.patience is not None and away >= self.patience:
                     raise ServerGone(

@@ -47,6 +47,10 @@ class EmbeddedServer:
         return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
 
     @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid

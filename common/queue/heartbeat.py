@@ -47,6 +47,7 @@ class Heartbeat(threading.Thread):
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._pulse = time.monotonic()
+        self._steady_since: float | None = None
         self._client: redis.Redis | None = None
 
     def announce(self, queue: SceneQueue) -> None:
@@ -65,6 +66,16 @@ class Heartbeat(threading.Thread):
         """Called from the event loop now and then: it lives."""
         self._pulse = time.monotonic()
 
+    @property
+    def steady(self) -> bool:
+        """Has every beat of a whole lease reached the server?
+
+        After an outage everybody's entries look abandoned. Who waits for this before taking over
+        gives every living owner the time to renew.
+        """
+        since = self._steady_since
+        return since is not None and time.monotonic() - since >= self._lease
+
     def stop(self) -> None:
         self._ended.set()
         self.join(timeout=6.0)
@@ -76,15 +87,18 @@ class Heartbeat(threading.Thread):
             else:
                 try:
                     self._beat()
+                    self._steady_since = self._steady_since or time.monotonic()
                 except (redis.exceptions.RedisError, OSError) as error:
                     # The next beat connects anew; commits are fenced, so nothing else is needed.
                     log.warning("heartbeat.missed", error=str(error)[:200])
                     self._client = None
+                    self._steady_since = None
             if self._ended.wait(self._lease / 3):
                 return
 
     def _beat(self) -> None:
         client = self._client = self._client or blocking_client(self._url)
+        client.ping()
         with self._lock:
             held = list(self._held.items())
         by_queue: dict[SceneQueue, list[Lease]] = {}

@@ -160,14 +160,22 @@ class SceneQueue:
             self.seen[i] = entry.decode()
         return [self._lease(row, stream=order[row[0] - 1] + 1) for row in rows]
 
-    async def reclaim(self, count: int, *, lease: float, max_deliveries: int) -> Reclaimed:
-        """Take over what silent owners (``lease`` seconds) held; bury what keeps killing them."""
+    async def reclaim(
+        self, count: int, *, lease: float, max_deliveries: int, holding: Iterable[Lease] = ()
+    ) -> Reclaimed:
+        """Take over what silent owners (``lease`` seconds) held; bury what keeps killing them.
+
+        ``holding``: what the caller works on itself; never taken over from itself.
+        """
+        mine: list[Any] = []
+        for held in holding:
+            mine += [held.stream, held.entry]
         buried, *rows = await self.server.fcall(
             "reclaim",
             (self.keys.prefix, *self.streams),
             (
                 self.group, self.consumer, int(lease * 1000), max_deliveries, count,
-                self.ttl_ms, self.stage,
+                self.ttl_ms, self.stage, *mine,
             ),
         )  # fmt: skip
         return Reclaimed([self._lease(row, stream=row[0]) for row in rows], buried)

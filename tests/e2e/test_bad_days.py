@@ -180,6 +180,46 @@ def test_services_wait_for_a_server_that_is_not_there_yet_and_survive_its_restar
         assert sum(review is not None for _, review in found) == 1
 
 
+def test_the_embedded_server_is_started_again_when_it_dies(tmp_path: Path) -> None:
+    slow = {"actions": [{"tool": "run_shell", "arguments": {"command": "sleep 0.5; echo 42"}}]}
+    tasks = write_tasks(
+        tmp_path / "t.jsonl",
+        [printing(f"t{i}", agent="oracle", reference=slow) for i in range(24)],
+    )
+    out = tmp_path / "out"
+    with process(
+        "fleet", "up", tasks, "-o", out, "--agent", "oracle", "--until-done",
+        "--concurrency", 2, log=tmp_path / "log",
+    ) as running:  # fmt: skip
+        wait_until(lambda: len(decisions(out)) >= 2, "work goes on", within=60)
+        [valkey] = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit()
+            and _parent(entry) == running.pid
+            and b"server.conf" in (entry / "cmdline").read_bytes()
+        ]
+        os.kill(valkey, 9)
+        assert running.wait(90) == 0, (tmp_path / "log").read_text()
+    assert decisions(out) == {f"t{i}": "accepted" for i in range(24)}
+    for found in attempts(out).values():
+        assert sum(review is not None for _, review in found) == 1
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def test_until_done_does_not_claim_what_nobody_did(tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path / "t.jsonl", [printing("elsewhere", task_type="web")])
+    done = fleet("up", tasks, "-o", tmp_path / "out", "--agent", "oracle", "--until-done")
+    assert done.returncode == 1
+    assert "no worker serves this scene" in done.stdout
+
+
 def test_processes_told_to_end_while_the_server_is_away_end_within_seconds(
     tmp_path: Path,
 ) -> None:

@@ -196,6 +196,27 @@ def test_a_key_that_stops_working_hands_the_work_back_uncounted(tmp_path: Path) 
     assert trajectory.attempt_id.split("-")[4] == "d1"  # the first delivery was not counted
 
 
+def test_a_model_that_a_line_names_and_nobody_serves_costs_that_line_alone(
+    tmp_path: Path,
+) -> None:
+    typo = printing("typo", sampling={"model": "standin-\x1b[2J1"})
+    tasks = write_tasks(tmp_path / "t.jsonl", [typo, printing("fine")])
+    out = tmp_path / "out"
+    script = {"typo": {"turns": RIGHT, "faults": {"*": "404"}}, "fine": {"turns": RIGHT}}
+    with standin(tmp_path, script) as settings:
+        done = fleet("up", tasks, "-o", out, "--until-done", **settings)
+        assert done.returncode == 1, done.stderr  # one dead letter
+        assert decisions(out)["fine"] == "accepted"
+        with process("fleet", "up", tasks, "-o", out, log=tmp_path / "log", **settings):
+            wait_until(
+                lambda: "invalid_task" in fleet("dead", "list", "-o", out).stdout,
+                "it is listed", within=60,
+            )  # fmt: skip
+            listed = fleet("dead", "list", "-o", out).stdout
+    assert "sampling.model" in listed
+    assert "\x1b" not in listed
+
+
 def test_ctrl_c_drains_and_the_next_run_finishes_the_rest(tmp_path: Path) -> None:
     slow = {"tool": "run_shell", "arguments": {"command": "sleep 1"}}
     script = {f"t{i}": {"turns": [slow, *RIGHT]} for i in range(12)}

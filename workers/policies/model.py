@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.failures import FailureKind, FleetError
 from common.llm.request import examples
-from common.llm.types import ChatModel, ModelReply, ToolMode
+from common.llm.types import ChatModel, ModelMisconfigured, ModelReply, ToolMode
 from common.task import Sampling
 from common.trajectory import Action, Agent
 from workers.policies.base import Turn
@@ -70,13 +71,22 @@ class ModelPolicy:
         return output.text.strip() if output.success or repeated else None
 
     async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox, *, deadline: float) -> Turn:
-        reply = await self._model.complete(
-            chat,
-            toolbox.schemas,
-            self._sampling,
-            deadline=min(self._deadline, deadline),
-            headers=self._headers,
-        )
+        try:
+            reply = await self._model.complete(
+                chat,
+                toolbox.schemas,
+                self._sampling,
+                deadline=min(self._deadline, deadline),
+                headers=self._headers,
+            )
+        except ModelMisconfigured as error:
+            named = self._sampling.model
+            if error.about_model and named is not None and named != self._model.model:
+                # The line asked for it, not the operator: it costs that line alone.
+                raise FleetError(
+                    f"sampling.model: {error}", kind=FailureKind.INVALID_TASK
+                ) from None
+            raise
         self._source = reply.source
         actions = tuple(
             Action(tool=call.tool, arguments=call.arguments, call_id=call.call_id)

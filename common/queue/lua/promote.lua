@@ -12,9 +12,18 @@ local function promote(keys, argv)
     local ledger = prefix .. 't:' .. id
     local payload = redis.call('HGET', ledger, 'p:' .. unit)
     redis.call('ZREM', prefix .. 'delayed', member)
-    redis.call('XADD', keys[tonumber(lane) + 1], '*', 'id', id, 'u', unit, 'p', payload)
-    redis.call('HDEL', ledger, 'p:' .. unit)
-    redis.call('HSET', ledger, 'u:' .. unit, 'queued')
+    if payload then
+      redis.call('XADD', keys[tonumber(lane) + 1], '*', 'id', id, 'u', unit, 'p', payload)
+      redis.call('HDEL', ledger, 'p:' .. unit)
+      redis.call('HSET', ledger, 'u:' .. unit, 'queued')
+    else
+      -- Somebody removed the ledger. What is left is said, and cannot be run again.
+      redis.call('XADD', prefix .. 'dead', '*', 'id', id, 'u', unit, 'stage', 'work',
+        'lane', lane, 'reason', 'payload_lost', 'error', 'its ledger is gone', 'p', '',
+        'deliveries', 0)
+      count(prefix, 'dead')
+      count(prefix, 'dead_work')
+    end
   end
   return #due
 end

@@ -7,7 +7,7 @@ local function revive(keys, argv)
   local prefix, revived = keys[1], 0
   for _, entry in ipairs(argv) do
     local f = entry_of(prefix .. 'dead', entry)
-    if f then
+    if f and f.p ~= '' then
       local ledger = prefix .. 't:' .. f.id
       local state = redis.call('HGET', ledger, 'st')
       if state and state ~= 'open' then count(prefix, 'tasks_' .. state, -1) end

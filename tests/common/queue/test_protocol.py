@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import redis
 
 from common.failures import LeaseLost
 from common.queue.committer import Committer, Dead, Decision, Done, Retry
@@ -301,3 +302,53 @@ async def test_waiting_returns_as_soon_as_work_arrives(server: Server) -> None:
     await queue(server).publish([units(task())])
     await asyncio.wait_for(waiter, 5)
     assert len(await q.take(1)) == 1
+
+
+async def test_a_late_heartbeat_never_costs_a_worker_its_own_work(either: Server) -> None:
+    a = queue(either, "a")
+    await a.publish([units(task())])
+    [lease] = await a.take(1)
+    await asyncio.sleep(0.06)
+    got = await a.reclaim(1, lease=0.05, max_deliveries=1, holding=[lease])
+    assert (got.leases, got.buried) == ([], 0)
+    await Committer(a).commit(lease, Done(lease.attempt_id, b"{}"))
+
+
+async def test_after_an_outage_nobody_takes_over_before_the_living_could_renew(
+    server: Server,
+) -> None:
+    beat = Heartbeat(server.url, lease=0.3, on_lost=lambda _: None)
+    beat.start()
+    assert not beat.steady
+    await eventually(lambda: beat.steady, "a whole lease of good beats")
+    beat._url = "redis://127.0.0.1:1/0"
+    beat._client = None
+    await eventually(lambda: not beat.steady, "a missed beat starts the count anew")
+    beat.stop()
+
+
+async def test_delayed_work_whose_ledger_is_gone_is_said_and_stops_nobody(either: Server) -> None:
+    q = queue(either)
+    await q.publish([units(task("lost")), units(task("fine"))])
+    for lease in await q.take(2):
+        await Committer(q).commit(lease, Retry(delay=0.001, error="x"))
+    await either.client.delete(q.keys.ledger("lost"))
+    await eventually(lambda: _promoted(q), "the other one is promoted")
+    [letter] = await q.dead_letters()
+    assert (letter["id"], letter["reason"]) == ("lost", "payload_lost")
+    assert await q.revive([letter["entry"]]) == 0
+    assert (await q.counts()).unaccounted == 0
+
+
+async def test_a_server_that_cannot_write_for_now_is_waited_for(server: Server) -> None:
+    answers = ["MISCONF Valkey is configured to save", "BUSY running a script", None]
+
+    async def ask() -> str:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise redis.exceptions.ResponseError(answer)
+        return "done"
+
+    assert await server.persist(ask) == "done"
+    with pytest.raises(redis.exceptions.ResponseError):
+        await server.persist(lambda: server.client.execute_command("XLEN"))

@@ -1,0 +1,77 @@
+"""The reviewer as a process sees it: one bad attempt file must not hold up the others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import orjson
+
+from common.metrics import Metrics
+from common.queue.committer import Committer, Done
+from common.queue.connection import Server
+from common.queue.scene_queue import SceneQueue
+from common.review import Review
+from common.serve import Health
+from common.settings import load
+from common.store import Store
+from common.trajectory import Trajectory
+from reviewer.reviewer import Reviewer
+from tests.exporters.attempts import attempt
+from tests.helpers import eventually, task, units
+
+
+async def test_missing_and_altered_attempts_end_as_dead_letters_and_hold_up_nobody(
+    server: Server, tmp_path: Path
+) -> None:
+    settings = load(lease=0.4, max_deliveries=2, redis_url=server.url, output=tmp_path)
+    store = Store(tmp_path)
+    queue = SceneQueue(server, "code", consumer="w")
+    names = [f"bad{i}" for i in range(17)] + ["altered", "good"]
+    await queue.publish([units(task(name)) for name in names])
+    committer = Committer(queue)
+    for lease in await queue.take(len(names)):
+        event = {"attempt_id": lease.attempt_id, "sha256": "0" * 64}
+        if lease.task_id in ("good", "altered"):
+            digest = store.write_attempt(_attempt_of(lease.task_id, lease.attempt_id))
+            event["sha256"] = digest if lease.task_id == "good" else "0" * 64
+        await committer.commit(lease, Done(lease.attempt_id, orjson.dumps(event)))
+
+    draining = asyncio.Event()
+    reviewer = Reviewer(settings, server, store, ["code"], Metrics(), Health(), consumer="r")
+    running = asyncio.create_task(reviewer.run(draining))
+
+    async def settled() -> bool:
+        return (await queue.counts()).open_tasks == 0
+
+    await eventually(settled, "every task ends", within=30)
+    draining.set()
+    await asyncio.wait_for(running, 20)
+    counts = await queue.counts()
+    assert (counts["tasks_accepted"], counts["tasks_dead"]) == (1, 18)
+    assert counts.unaccounted == 0
+
+
+def _attempt_of(task_id: str, attempt_id: str) -> Trajectory:
+    made = attempt()
+    assignment = made.assignment.model_copy(update={"task": task(task_id)})
+    return made.model_copy(
+        update={"task_id": task_id, "attempt_id": attempt_id, "assignment": assignment}
+    )
+
+
+def test_a_reviewer_that_comes_late_changes_nothing_that_was_settled(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def said(by: str, decision: str) -> Review:
+        return Review(
+            task_id="t", attempt_id="r1-s0-1-0-d1-a", revision=1, sample=0, passed=True, score=90,
+            decision=decision, reason="", rubric="x", reviewed_at=time.time(), reviewer=by,
+        )  # fmt: skip
+
+    store.write_review(said("first", "accepted"))
+    path = store.review_path("t", "r1-s0-1-0-d1-a")
+    before = path.read_bytes()
+    store.write_review(said("late", "accepted"))
+    assert path.read_bytes() == before
