@@ -23,13 +23,14 @@ from common.queue.connection import Server
 from common.queue.scene_queue import SceneQueue
 from common.review import Review
 from common.store import StoreError
-from common.task import Assignment, SceneName, Task
+from common.task import Assignment, Task
 from common.trajectory import Step, Trajectory, Verdict
 from exporters.export import FORMATS, Selection
 from exporters.export import export as write_export
 from fleet import status as status_view
 from fleet.children import python
-from fleet.context import clean, err, fail, guard, out, settings_for, store_of, with_server
+from fleet.context import Output, clean, err, fail, guard, out, settings_for, store_of, with_server
+from fleet.dead import dead_app
 from fleet.show import show as show_trajectory
 from fleet.tasksfile import read_tasks
 from workers.scenes import SCENES
@@ -41,16 +42,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-dead_app = typer.Typer(help="Work that ended without a result: why, and once more.",
-                       no_args_is_help=True)  # fmt: skip
 app.add_typer(dead_app, name="dead")
 
 EXIT_NO_MODEL = 69
 """EX_UNAVAILABLE of sysexits.h: no provider configured, and no embedded model to be had."""
-
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="The store's folder (FLEET_OUTPUT, output).")
-]
 
 
 @app.command(epilog="Example: fleet up tasks.jsonl --until-done")
@@ -338,59 +333,6 @@ def export(
     out.print(f"{done.rows} rows in {target}")
     for reason, count in sorted(done.left_out.items()):
         out.print(Text(f"{count} left out: {reason}", style="dim"))
-
-
-@dead_app.command("list")
-def dead_list(
-    output: Output = None,
-    scene: Annotated[str | None, typer.Option(help="Only this scene.")] = None,
-    reason: Annotated[str | None, typer.Option(help="Only this reason.")] = None,
-) -> None:
-    """List dead letters, with the reason and what to do about each."""
-    shown = Table("scene", "entry", "task", "unit", "reason", "error")
-    letters = with_server(settings_for(output), lambda server: _letters(server, scene, reason))
-    for name, letter in letters:
-        row = (name, letter["entry"], letter["id"], letter["u"], letter["reason"], letter["error"])
-        shown.add_row(*(clean(cell[:300]) for cell in row))
-    out.print(shown if letters else "no dead letters")
-
-
-@dead_app.command("retry")
-def dead_retry(
-    entries: Annotated[list[str] | None, typer.Argument(help="Entries or task ids.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All that match the filters.")] = False,
-    output: Output = None,
-    scene: Annotated[str | None, typer.Option(help="Only this scene.")] = None,
-    reason: Annotated[str | None, typer.Option(help="Only this reason.")] = None,
-) -> None:
-    """Run dead letters again, with fresh retry budgets."""
-    wanted = set(entries or [])
-    if not wanted and not every:
-        fail("name entries or tasks from `fleet dead list`, or use --all", 2)
-
-    async def revive(server: Server) -> int:
-        found: dict[str, list[str]] = {}
-        for name, letter in await _letters(server, scene, reason):
-            if every or {letter["entry"], letter["id"]} & wanted:
-                found.setdefault(name, []).append(letter["entry"])
-        return sum([await SceneQueue(server, n).revive(ids) for n, ids in found.items()])
-
-    revived = with_server(settings_for(output), revive)
-    out.print(f"{revived} queued again")
-    if not revived:
-        raise typer.Exit(1)
-
-
-async def _letters(
-    server: Server, scene: str | None, reason: str | None
-) -> list[tuple[str, dict[str, str]]]:
-    names = [scene] if scene else [s.value for s in SceneName]
-    return [
-        (name, letter)
-        for name in names
-        for letter in await SceneQueue(server, name).dead_letters(limit=100_000)
-        if reason in (None, letter["reason"])
-    ]
 
 
 @app.command()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
 import typer
@@ -24,6 +24,10 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 _PATIENCE = 5.0
+
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The store's folder (FLEET_OUTPUT, output).")
+]
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
