@@ -102,6 +102,7 @@ class Fleet:
                 self.state.note = "draining: running attempts may end, the rest is handed back"
                 self._draw(self.state, self._last)
                 await self._down()
+                self.state.note = ""
                 with contextlib.suppress(ServerGone):
                     self._last = await look(server)
                 self._draw(self.state, self._last)
