@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from pydantic import Field, computed_field
 
-from common.model import Contract
+from common.model import Written
 
 
 class FailureClass(StrEnum):
@@ -59,7 +59,7 @@ CLASS_OF: dict[FailureKind, FailureClass] = {
 }
 
 
-class Failure(Contract):
+class Failure(Written):
     """Why an attempt, or one of its steps, did not go well."""
 
     kind: FailureKind

@@ -62,7 +62,7 @@ class Metrics:
         # Worker
         self.attempts = counter(
             "fleet_attempts", "Attempts that ended.", "scene", "outcome", "error_type"
-        )  # outcome: passed | failed | unverified | retried | dead | lost | released
+        )  # outcome: passed | failed | unverified | retried | dead | lost | released | cancelled
         self.attempt_seconds = histogram(
             "fleet_attempt_duration_seconds", "One attempt.", _ATTEMPT_SECONDS, "scene", "outcome"
         )
@@ -105,6 +105,21 @@ class Metrics:
             "fleet_llm_throttle_wait_seconds", "Seconds spent waiting for rate limits."
         )
         self.parses = counter("fleet_llm_parses", "How actions were read from answers.", "parse")
+        self.replayed = counter(
+            "fleet_llm_replayed", "Model answers replayed instead of asked for again.", "scene"
+        )
+        self.llm_limit = gauge(
+            "fleet_llm_concurrency_limit", "Calls the fleet may have in flight.", "provider"
+        )
+        self.llm_in_flight = gauge(
+            "fleet_llm_in_flight", "Calls the fleet has in flight, as last heard.", "provider"
+        )
+        # scope: run | scene:<scene>
+        self.budget_spent_usd = gauge("fleet_budget_spent_usd", "US dollars spent.", "scope")
+        self.budget_limit_usd = gauge(
+            "fleet_budget_limit_usd", "US dollars that may be spent; +Inf: no limit.", "scope"
+        )
+        self.budget_spent_tokens = gauge("fleet_budget_spent_tokens", "Tokens spent.", "scope")
 
         # Sandboxes
         self.sandbox_start = histogram(
@@ -125,5 +140,8 @@ class Metrics:
         )  # fmt: skip
         self.iterations = counter(
             "fleet_iterations_enqueued", "Revisions queued by reviews.", "scene", "level"
+        )
+        self.swept = counter(
+            "fleet_attempts_swept", "Files of attempts that had lost their lease.", "scene"
         )
         self.accepted = counter("fleet_trajectories_accepted", "Attempts accepted.", "scene")

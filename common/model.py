@@ -8,19 +8,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 
 class Contract(BaseModel):
-    """Immutable data with named fields; an unknown key is an error that names it.
-
-    Computed fields are written for readers of the JSON and recomputed, never trusted, on reading.
-    """
+    """Immutable data with named fields; an unknown key is an error that names it."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+
+class Written(Contract):
+    """A contract with computed fields: they are written for readers of the JSON and recomputed,
+    never trusted, on reading."""
+
     @model_validator(mode="before")
     @classmethod
     def _drop_computed(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or not cls.model_computed_fields:
+        if not isinstance(data, dict):
             return data
         computed = {field.alias or name for name, field in cls.model_computed_fields.items()}
         return {key: value for key, value in data.items() if key not in computed}

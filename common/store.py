@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ log = logger("store")
 BLOB_FROM = 16 << 10
 """Text results longer than this many bytes are kept as blobs, with a cut view in the message."""
 _REVIEW = ".review.json"
+_HALF_WRITTEN = 86_400.0
+"""Seconds after which nobody writes on a temporary file any more."""
 _ATTEMPT = re.compile(r"r(\d+)-s(\d+)-(\d+)-(\d+)-d(\d+)-\w+")
 """Revision, sample, the two halves of the stream entry's id, delivery: `r1-s0-1700-0-d1-ab`."""
 
@@ -106,6 +109,32 @@ class Store:
     def discard_attempt(self, task_id: str, attempt_id: str) -> None:
         """Remove what was written under a lease that was lost before its commit."""
         self.attempt_path(task_id, attempt_id).unlink(missing_ok=True)
+
+    def sweep(self, task_id: str, committed: str) -> list[str]:
+        """Remove what other leases on the same entry as ``committed`` left; returns their ids.
+
+        An entry ends with the one commit it allows: every other attempt at it lost its lease, and
+        its writer was killed before it could remove the file. So do files half written, once they
+        are a day old. Evidence of retries stays: a retry is an entry of its own.
+        """
+        found = _ATTEMPT.fullmatch(committed)
+        if found is None:
+            return []
+        lost = [
+            other
+            for other in self.attempts_of(task_id)
+            if other != committed
+            and (match := _ATTEMPT.fullmatch(other)) is not None
+            and match.groups()[:4] == found.groups()[:4]
+            and not self.review_path(task_id, other).exists()
+        ]
+        for attempt_id in lost:
+            self.discard_attempt(task_id, attempt_id)
+        for half in self._within("trajectories", task_id).glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - half.stat().st_mtime > _HALF_WRITTEN:
+                    half.unlink()
+        return lost
 
     def _put(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")

@@ -85,7 +85,7 @@ class CommandCheck(_CheckBase):
     run: str = Field(min_length=1)
     files: dict[str, str] = Field(default_factory=dict)
     """Hidden files, path in the work folder to content; put in only for this check."""
-    exit_code: int = 0
+    exit_code: int = Field(default=0, ge=-255, le=255)
     stdout: str | None = None
     """Regular expression its output must contain: guards against programs that exit early."""
     stdin: str = ""
@@ -141,8 +141,8 @@ class Sampling(Contract):
     model: str | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    max_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
 
 
 class Task(Contract):
@@ -174,6 +174,9 @@ class Task(Contract):
     """Review score from which an attempt is accepted, if its checks passed."""
     max_iterations: int = Field(default=3, ge=1, le=10)
     """Revisions in all, the first one included."""
+    resumable: bool = True
+    """False: the environment can't be run again; a killed episode starts from nothing. Otherwise
+    the model's answers it has paid for are replayed, and only the actions are executed again."""
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -181,12 +184,12 @@ class Task(Contract):
     def _fill_in(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        data = dict(data)
         kind = data.get("task_type")
-        if isinstance(kind, str):
-            data["task_type"] = SCENE_ALIASES.get(kind, kind)
+        alias = SCENE_ALIASES.get(kind) if isinstance(kind, str) else None
+        if alias is not None:
+            data = {**data, "task_type": alias}
         if data.get("task_id") is None:
-            data["task_id"] = "task-" + digest(data)[:16]
+            data = {**data, "task_id": "task-" + digest(data)[:16]}
         return data
 
     @field_validator("task_id")
@@ -196,7 +199,7 @@ class Task(Contract):
             raise ValueError(
                 "must be 1-128 letters, digits, '_', '.', ':' or '-', and not start with a dot"
             )
-        if len(value.encode()) > _MAX_ID_BYTES:
+        if not value.isascii() and len(value.encode()) > _MAX_ID_BYTES:
             raise ValueError(f"must be at most {_MAX_ID_BYTES} bytes: it names a folder")
         return value
 

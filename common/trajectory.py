@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, computed_field
 
 from common.failures import Failure
-from common.model import Contract
+from common.model import Contract, Written
 from common.task import Assignment, Sampling
 
 
@@ -71,7 +71,7 @@ class Usage(Contract):
         )
 
 
-class Step(Contract):
+class Step(Written):
     """One decision of the agent and what it caused."""
 
     step_id: int = Field(ge=1)
@@ -93,6 +93,9 @@ class Step(Contract):
     """How the call was read from the model's answer; `scripted` for oracle and nop."""
     model_source: Literal["api", "embedded", "standin"] | None = None
     """Who served the model; null where none was asked."""
+    replayed: bool = False
+    """The model's answer was paid for by an earlier attempt at the same unit, one that was killed
+    or broke; the action was executed again."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -157,7 +160,7 @@ class Provenance(Contract):
     """Of the system prompt and tool schemas as sent."""
 
 
-class Trajectory(Contract):
+class Trajectory(Written):
     """One attempt, whole. Written once and never changed; a review lies beside it."""
 
     format_version: Literal[1] = 1
@@ -184,6 +187,10 @@ class Trajectory(Contract):
     verdict: Verdict = Verdict(passed=None)
     failure: Failure | None = None
     usage: Usage = Usage()
+    """Of all answers in it, the replayed ones included: what the attempt is worth."""
+    replayed_usage: Usage = Usage()
+    """The part of `usage` that earlier attempts paid; its `calls` counts the replayed answers,
+    malformed ones included."""
     started_at: float
     finished_at: float
     throttled: float = 0.0
@@ -199,6 +206,12 @@ class Trajectory(Contract):
     @property
     def total_duration(self) -> float:
         return round(self.finished_at - self.started_at, 6)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def replayed_steps(self) -> int:
+        """Steps whose answer was not asked for again; their actions were executed again."""
+        return sum(step.replayed for step in self.steps)
 
     @computed_field  # type: ignore[prop-decorator]
     @property

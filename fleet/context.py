@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +19,7 @@ from rich.text import Text
 from common import logs
 from common.failures import ConfigurationError
 from common.queue.connection import Server, ServerGone
+from common.queue.control import Who
 from common.settings import Settings, load
 from common.store import Store, StoreError
 
@@ -69,6 +73,15 @@ def server_url(settings: Settings) -> str:
         f"no queue server: no `fleet up` is running over {settings.output}/, "
         "and FLEET_REDIS_URL is not set"
     )
+
+
+def who(why: str = "") -> Who:
+    """Return who gives this command, for the audit."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # no entry in the user database, as in many containers
+        name = str(os.getuid())
+    return Who(f"{name}@{socket.gethostname()}", why)
 
 
 def with_server(settings: Settings, ask: Callable[[Server], Awaitable[T]]) -> T:

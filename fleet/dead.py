@@ -1,70 +1,308 @@
-"""`fleet dead`: work that ended without a result, found and run again."""
+"""`fleet dead`: work that ended without a result, found, explained, run again or thrown away."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Annotated
 
+import orjson
 import typer
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from common.queue.connection import Server
-from common.queue.scene_queue import SceneQueue
-from common.task import SceneName
-from fleet.context import Output, clean, fail, out, settings_for, with_server
+from common.queue.control import Control, Who
+from fleet.arguments import ALL_SCENES, SceneOption, Why, local_time, span
+from fleet.context import Output, clean, err, fail, out, settings_for, who, with_server
+from fleet.letters import Filter, Letter, find, total
 
 dead_app = typer.Typer(
     help="Work that ended without a result: why, and once more.", no_args_is_help=True
 )
 
+_LISTED = 100
+_CHUNK = 100
+"""Letters in one call: the server is held up for about a millisecond."""
+_SHOWN = 20
+"""Letters that a dry run names."""
 
-@dead_app.command("list")
+
+class Stage(StrEnum):
+    WORK = "work"
+    REVIEW = "review"
+
+
+Reason = Annotated[
+    str | None,
+    typer.Option(help="Only this reason, or kind of failure behind it: poison, sandbox_lost …"),
+]
+Task = Annotated[
+    str | None, typer.Option(metavar="GLOB", help="Only tasks whose id matches, such as 'web-*'.")
+]
+Since = Annotated[
+    float | None,
+    typer.Option(parser=span, metavar="SPAN", help="Only of the last 30m, 2h, 7d …"),
+]
+OlderThan = Annotated[
+    float | None, typer.Option(parser=span, metavar="SPAN", help="Only older than 30m, 2h, 7d …")
+]
+OnlyStage = Annotated[Stage | None, typer.Option(help="Only what broke at work, or in review.")]
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="[ENTRY|TASK]...", help="Of `fleet dead list`.")
+]
+Every = Annotated[bool, typer.Option("--all", help="All that match the filters.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+
+
+@dead_app.command("list", epilog="Example: fleet dead list --reason poison --since 2h")
 def dead_list(
+    scene: SceneOption = None,
+    reason: Reason = None,
+    task: Task = None,
+    since: Since = None,
+    older_than: OlderThan = None,
+    stage: OnlyStage = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = _LISTED,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     output: Output = None,
-    scene: Annotated[str | None, typer.Option(help="Only this scene.")] = None,
-    reason: Annotated[str | None, typer.Option(help="Only this reason.")] = None,
 ) -> None:
-    """List dead letters, with the reason of each."""
-    shown = Table("scene", "entry", "task", "unit", "reason", "error")
-    letters = with_server(settings_for(output), lambda server: _letters(server, scene, reason))
-    for name, letter in letters:
-        row = (name, letter["entry"], letter["id"], letter["u"], letter["reason"], letter["error"])
-        shown.add_row(*(clean(cell[:300]) for cell in row))
-    out.print(shown if letters else "no dead letters")
+    """List dead letters, newest first, with the reason of each."""
+    wanted = _filter(scene, reason, task, since, older_than, stage, limit)
+
+    async def look(server: Server) -> tuple[list[Letter], int]:
+        found = await find(server, wanted, payloads=as_json)
+        return found, await total(server, wanted.scenes)
+
+    letters, every = with_server(settings_for(output), look)
+    if as_json:
+        told = [_as_dict(letter) for letter in letters]
+        print(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())  # noqa: T201
+        return
+    if not letters:
+        out.print(f"no dead letters match, of {every:,} in all" if every else "no dead letters")
+        return
+    out.print(_table(letters))
+    more = "; --limit shows more" if len(letters) == limit < every else ""
+    out.print(f"{len(letters):,} of {every:,} dead letters, newest first{more}")
 
 
-@dead_app.command("retry")
-def dead_retry(
-    entries: Annotated[list[str] | None, typer.Argument(help="Entries or task ids.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All that match the filters.")] = False,
+@dead_app.command("show", epilog="Example: fleet dead show task-7")
+def dead_show(
+    ids: Annotated[list[str], typer.Argument(metavar="ENTRY|TASK...")],
+    scene: SceneOption = None,
+    reason: Reason = None,
+    task: Task = None,
+    since: Since = None,
+    older_than: OlderThan = None,
+    stage: OnlyStage = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = _LISTED,
     output: Output = None,
-    scene: Annotated[str | None, typer.Option(help="Only this scene.")] = None,
-    reason: Annotated[str | None, typer.Option(help="Only this reason.")] = None,
 ) -> None:
-    """Run dead letters again, with fresh retry budgets."""
-    wanted = set(entries or [])
-    if not wanted and not every:
-        fail("name entries or tasks from `fleet dead list`, or use --all", 2)
-
-    async def revive(server: Server) -> int:
-        found: dict[str, list[str]] = {}
-        for name, letter in await _letters(server, scene, reason):
-            if every or {letter["entry"], letter["id"]} & wanted:
-                found.setdefault(name, []).append(letter["entry"])
-        return sum([await SceneQueue(server, n).revive(ids) for n, ids in found.items()])
-
-    revived = with_server(settings_for(output), revive)
-    out.print(f"{revived} queued again")
-    if not revived:
+    """Show all there is about dead letters: reason, error, history, and the task as JSON."""
+    wanted = _filter(scene, reason, task, since, older_than, stage, limit)
+    letters = with_server(
+        settings_for(output), lambda server: find(server, wanted, ids, payloads=True)
+    )
+    for letter in letters:
+        out.print(_everything(letter))
+    if _missing(ids, letters):
         raise typer.Exit(1)
 
 
-async def _letters(
-    server: Server, scene: str | None, reason: str | None
-) -> list[tuple[str, dict[str, str]]]:
-    names = [scene] if scene else [s.value for s in SceneName]
-    return [
-        (name, letter)
-        for name in names
-        for letter in await SceneQueue(server, name).dead_letters(limit=100_000)
-        if reason in (None, letter["reason"])
-    ]
+@dead_app.command("retry", epilog="Example: fleet dead retry --all --reason sandbox_lost --dry-run")
+def dead_retry(
+    ids: Ids = None,
+    every: Every = False,
+    scene: SceneOption = None,
+    reason: Reason = None,
+    task: Task = None,
+    since: Since = None,
+    older_than: OlderThan = None,
+    stage: OnlyStage = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The newest so many.")] = None,
+    dry_run: DryRun = False,
+    why: Why = "",
+    output: Output = None,
+) -> None:
+    """Run dead letters again, with fresh retry budgets, the oldest first."""
+    wanted = _filter(scene, reason, task, since, older_than, stage, limit)
+    settings = settings_for(output)
+    letters = with_server(settings, lambda server: find(server, wanted, _named(ids, every)))
+    missing = _missing(ids or [], letters)
+    if dry_run:
+        _would("be queued again", letters)
+    else:
+        by = who(why)
+        done = with_server(
+            settings, lambda server: _in_chunks(server, letters, _revive, by, "queued again")
+        )
+        out.print(f"{done:,} queued again")
+        if done < len(letters):
+            out.print(f"{len(letters) - done:,} passed over: gone meanwhile, or their task was "
+                      "queued anew since it died (purge them)")  # fmt: skip
+        if not done:
+            raise typer.Exit(1)
+    if missing:
+        raise typer.Exit(1)
+
+
+@dead_app.command("purge", epilog="Example: fleet dead purge --all --older-than 30d --yes")
+def dead_purge(
+    ids: Ids = None,
+    every: Every = False,
+    scene: SceneOption = None,
+    reason: Reason = None,
+    task: Task = None,
+    since: Since = None,
+    older_than: OlderThan = None,
+    stage: OnlyStage = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The newest so many.")] = None,
+    dry_run: DryRun = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    why: Why = "",
+    output: Output = None,
+) -> None:
+    """Throw dead letters away for good. Their tasks stay ended, and stay counted."""
+    wanted = _filter(scene, reason, task, since, older_than, stage, limit)
+    settings = settings_for(output)
+    letters = with_server(settings, lambda server: find(server, wanted, _named(ids, every)))
+    missing = _missing(ids or [], letters)
+    if dry_run:
+        _would("be thrown away", letters)
+    elif letters:
+        _confirm(letters, yes)
+        by = who(why)
+        done = with_server(
+            settings, lambda server: _in_chunks(server, letters, _purge, by, "purged")
+        )
+        out.print(f"{done:,} purged")
+    else:
+        out.print("0 purged")
+    if missing or (not letters and not dry_run):
+        raise typer.Exit(1)
+
+
+def _filter(
+    scene: str | None, reason: str | None, task: str | None, since: float | None,
+    older_than: float | None, stage: Stage | None, limit: int | None,
+) -> Filter:  # fmt: skip
+    return Filter(
+        scenes=(scene,) if scene else ALL_SCENES,
+        reason=reason, task=task, since=since, older_than=older_than,
+        stage=stage.value if stage else None, limit=limit,
+    )  # fmt: skip
+
+
+def _named(ids: list[str] | None, every: bool) -> list[str]:
+    if not ids and not every:
+        fail("name entries or tasks from `fleet dead list`, or use --all", 2)
+    if ids and every:
+        fail("name entries or tasks, or use --all, not both", 2)
+    return ids or []
+
+
+def _missing(ids: Sequence[str], letters: list[Letter]) -> bool:
+    """Say which of ``ids`` no letter bears."""
+    there = {letter.entry for letter in letters} | {letter["id"] for letter in letters}
+    missing = [name for name in ids if name not in there]
+    for name in missing:
+        err.print(clean(f"{name}: no such dead letter, or the filters leave it out", style="red"))
+    return bool(missing)
+
+
+def _would(what: str, letters: list[Letter]) -> None:
+    if letters:
+        out.print(_table(letters[:_SHOWN]))
+    if len(letters) > _SHOWN:
+        out.print(f"… and {len(letters) - _SHOWN:,} more")
+    out.print(f"{len(letters):,} would {what}; nothing has been done")
+
+
+def _confirm(letters: list[Letter], yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        fail(f"{len(letters):,} dead letters would be thrown away for good: say so with --yes, "
+             "or look first with --dry-run", 2)  # fmt: skip
+    typer.confirm(f"Throw {len(letters):,} dead letters away for good?", abort=True)
+
+
+async def _revive(control: Control, entries: list[str], by: Who) -> int:
+    return await control.revive(entries, by)
+
+
+async def _purge(control: Control, entries: list[str], by: Who) -> int:
+    return await control.purge(entries, by)
+
+
+async def _in_chunks(
+    server: Server,
+    letters: list[Letter],
+    work: Callable[[Control, list[str], Who], Awaitable[int]],
+    by: Who,
+    word: str,
+) -> int:
+    """Do something to letters, the oldest first; returns to how many it was done."""
+    done = 0
+    by_scene: dict[str, list[str]] = {}
+    for letter in reversed(letters):
+        by_scene.setdefault(letter.scene, []).append(letter.entry)
+    with Progress(
+        SpinnerColumn(), TextColumn(f"{{task.completed}}/{{task.total}} {word}"), console=err,
+        transient=True,
+    ) as bar:  # fmt: skip
+        job = bar.add_task("", total=len(letters))
+        for scene, entries in by_scene.items():
+            for start in range(0, len(entries), _CHUNK):
+                chunk = entries[start : start + _CHUNK]
+                done += await work(Control(server, scene), chunk, by)
+                bar.advance(job, len(chunk))
+    return done
+
+
+def _table(letters: list[Letter]) -> Table:
+    shown = Table("died", "scene", "entry", "task", "unit", "reason", "error")
+    for letter in letters:
+        scene = letter.scene if letter["stage"] != "review" else f"{letter.scene} (review)"
+        row = (scene, letter.entry, letter["id"], letter["u"], letter["reason"], letter["error"])
+        shown.add_row(local_time(letter.at), *(clean(cell[:300]) for cell in row))
+    return shown
+
+
+def _as_dict(letter: Letter) -> dict[str, object]:
+    return {
+        "scene": letter.scene, "entry": letter.entry, "task_id": letter["id"],
+        "unit": letter["u"], "stage": letter["stage"], "reason": letter["reason"],
+        "error": letter["error"], "died": datetime.fromtimestamp(letter.at / 1000, UTC),
+        "deliveries": int(letter["deliveries"] or 0), "history": letter["history"].splitlines(),
+    }  # fmt: skip
+
+
+def _everything(letter: Letter) -> RenderableType:
+    head = Text.assemble((letter["id"], "bold"), f"  {letter['u']}  entry {letter.entry}\n")
+    head.append_text(clean(
+        f"scene {letter.scene} · at {letter['stage']} · died {local_time(letter.at)} · "
+        f"delivered {letter['deliveries']} times\n"
+    ))  # fmt: skip
+    head.append_text(clean(letter["reason"], style="bold red"))
+    head.append_text(clean(f": {letter['error']}"))
+    parts: list[RenderableType] = [head]
+    if letter["history"]:
+        parts.append(Panel(clean(letter["history"]), title="history", title_align="left"))
+    title = "the work, as queued" if letter["stage"] != "review" else "what was to be reviewed"
+    parts.append(Panel(clean(_pretty(letter["p"])), title=title, title_align="left"))
+    parts.append(clean(f"once more: fleet dead retry {letter.entry} --scene {letter.scene}\n"))
+    return Group(*parts)
+
+
+def _pretty(payload: str) -> str:
+    try:
+        return orjson.dumps(orjson.loads(payload), option=orjson.OPT_INDENT_2).decode()
+    except ValueError:
+        return payload

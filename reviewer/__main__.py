@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from common.queue.quiet import quiet
 from common.service import Service, run
 from common.store import open_store
 from common.task import SceneName
@@ -30,7 +31,8 @@ def main() -> int:
         )  # fmt: skip
         await reviewer.run(service.draining)
 
-    return run("reviewer", work)
+    # Asked to drain, the fleet's workers go first: what they finish is still reviewed.
+    return run("reviewer", work, last=lambda server: quiet(server, scenes))
 
 
 if __name__ == "__main__":

@@ -85,8 +85,9 @@ class Reviewer:
         leases: list[Lease] = []
         if reclaiming:
             got = await queue.reclaim(
-                _BATCH, lease=self._settings.lease, max_deliveries=self._settings.max_deliveries
-            )
+                _BATCH, lease=self._settings.lease, max_deliveries=self._settings.max_deliveries,
+                heard=self._heartbeat.heard,
+            )  # fmt: skip
             leases = got.leases
             if got.buried:
                 log.error("review.dead_lettered", scene=queue.scene, count=got.buried)
@@ -137,6 +138,10 @@ class Reviewer:
         await asyncio.to_thread(self._store.write_review, outcome.review)
         await committer.commit(lease, _decision(outcome))
         self._count(lease.scene, outcome)
+        swept = await asyncio.to_thread(self._store.sweep, lease.task_id, event["attempt_id"])
+        if swept:
+            self._metrics.swept.labels(lease.scene).inc(len(swept))
+            log.info("store.swept", task_id=lease.task_id, attempts=swept)
 
     def _count(self, scene: str, outcome: Reviewed) -> None:
         said = outcome.review

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from common.queue.scene_queue import NewTask
 from common.task import Assignment, Task
 
 
@@ -16,8 +17,8 @@ def task(task_id: str = "t", **fields: Any) -> Task:
     )
 
 
-def units(task_: Task) -> list[Assignment]:
-    return [Assignment(task=task_, sample=s) for s in range(task_.samples)]
+def units(task_: Task) -> NewTask:
+    return NewTask.of([Assignment(task=task_, sample=s) for s in range(task_.samples)])
 
 
 async def eventually(

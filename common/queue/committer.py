@@ -19,7 +19,6 @@ _BATCH = 64
 class Done:
     """The attempt is in the store; the event points to it."""
 
-    attempt_id: str
     event: bytes
 
 
@@ -29,6 +28,9 @@ class Retry:
 
     delay: float
     error: str
+    counted: bool = True
+    """False: only somebody else's rate limit held it up. Such retries have a budget of their own,
+    so that a storm of 429s costs no task."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Dead:
 
     reason: str
     error: str
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """A person asked for the task to end."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Decision:
     next: Assignment | None = None
 
 
-Outcome = Done | Retry | Dead | Decision
+Outcome = Done | Retry | Dead | Cancelled | Decision
 
 
 class Committer:
@@ -60,9 +67,9 @@ class Committer:
     of one call, the throughput of many.
     """
 
-    def __init__(self, queue: SceneQueue, *, max_retries: int = 5) -> None:
+    def __init__(self, queue: SceneQueue, *, max_retries: int = 5, max_waits: int = 100) -> None:
         self._queue = queue
-        self._max_retries = max_retries
+        self._limits = (max_retries, max_waits)
         self._waiting: list[tuple[Lease, Outcome, asyncio.Future[int]]] = []
         self._pump: asyncio.Task[None] | None = None
 
@@ -106,20 +113,30 @@ class Committer:
                 "settle", (keys.prefix, keys.events, *keys.lanes), argv
             )
         else:
-            argv = [queue.consumer, queue.ttl_ms, self._max_retries]
+            argv = [queue.consumer, queue.ttl_ms, *self._limits]
             for lease, outcome in batch:
-                argv += [lease.stream, lease.entry, lease.deliveries, lease.task_id, lease.unit]
-                match outcome:
-                    case Done(attempt_id, event):
-                        argv += ["done", attempt_id, event]
-                    case Retry(delay, error):
-                        argv += ["retry", int(delay * 1000), error]
-                    case Dead(reason, error):
-                        argv += ["dead", reason, error]
-                    case Decision():
-                        raise TypeError("a worker commits attempts, not decisions")
+                verb, a, b = _verb(outcome)
+                argv += (
+                    lease.stream, lease.entry, lease.deliveries, lease.task_id, lease.unit,
+                    lease.attempt_id, verb, a, b,
+                )  # fmt: skip
             reply = await queue.server.fcall("commit", (keys.prefix, *keys.lanes), argv)
         return list(reply)
+
+
+def _verb(outcome: Outcome) -> tuple[str, Any, Any]:
+    """Return the verb and its two arguments, as commit.lua reads them."""
+    match outcome:
+        case Done(event):
+            return "done", event, ""
+        case Retry(delay, error, counted):
+            return "retry" if counted else "wait", int(delay * 1000), error
+        case Dead(reason, error):
+            return "dead", reason, error
+        case Cancelled():
+            return "cancelled", "", ""
+        case Decision():
+            raise TypeError("a worker commits attempts, not decisions")
 
 
 def _decision_fields(lease: Lease, outcome: Decision) -> list[Any]:
@@ -129,6 +146,6 @@ def _decision_fields(lease: Lease, outcome: Decision) -> list[Any]:
         then = [LANES.index(task.lane) + 1, outcome.next.encode(), outcome.next.unit]
     score = "" if outcome.score is None else outcome.score
     return [
-        lease.entry, lease.deliveries, lease.task_id, lease.unit,
+        lease.entry, lease.deliveries, lease.task_id, lease.unit, lease.attempt_id,
         outcome.verdict, outcome.decision, score, outcome.record, *then,
     ]  # fmt: skip

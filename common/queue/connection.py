@@ -1,40 +1,52 @@
-"""The way to the server: connecting, the Lua library, and waiting out an absent server."""
+"""The way to the server: asking it, calling the Lua library, and waiting out an absent server."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import time
 from collections.abc import Sequence
-from functools import cache
-from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
-from redis.backoff import NoBackoff
-from redis.retry import Retry as SyncRetry
 
 from common.failures import ConfigurationError
 from common.logs import logger
+from common.queue import library as scripts
+from common.queue.address import connect, connect_blocking, read
+from common.queue.address import where as where
+from common.queue.channel import Channel
+from common.queue.library import library as library
 
 log = logger("queue")
 
 BLOCK_MS = 1000
 """Longest blocking read; the socket timeout lies well above it."""
 _SOCKET_TIMEOUT = 10.0
+_CONNECT_TIMEOUT = 5.0
+_LONGEST_PAUSE = 3.0
+_LOADS = 5
+"""How often a call loads the library that vanishes again before it: somebody is flushing."""
+_REMINDER = 10.0
+"""Seconds between two log lines about the same outage."""
 _GONE = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
-    redis.exceptions.BusyLoadingError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.InvalidResponse,
     OSError,
 )
-_PASSING = ("MISCONF", "BUSY", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING")
-"""Answers of a server that is there but cannot serve now: its disk is full, it is failing over."""
+_CANNOT_NOW = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+)
+"""Of a server that is there but cannot serve now. redis-py cuts the code word off their text."""
+_PASSING = ("MISCONF", "BUSY ", "NOREPLICAS", "LOADING", "UNBLOCKED")
+"""The same, where redis-py has no class: its disk is full, a script runs, it is failing over."""
+_MOVED = (redis.exceptions.ReadOnlyError, redis.exceptions.ClusterDownError)
+"""Not the master any more: connections to it are of no use, another may have its name by now."""
 _FOR_GOOD = (
     redis.exceptions.AuthenticationError,
     redis.exceptions.AuthorizationError,
@@ -46,54 +58,46 @@ class ServerGone(Exception):
     """The server did not answer within the caller's patience."""
 
 
-@cache
-def library() -> tuple[str, str]:
-    """Return ``(version, code)`` of the Lua library.
-
-    The version is a hash of the code and part of every function's name: processes of different
-    releases can share a server, each calling exactly the scripts it came with.
-    """
-    folder = resources.files("common.queue") / "lua"
-    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".lua"))
-    assert names[0] == "_shared.lua"  # helpers come first: Lua reads from top to bottom
-    source = "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
-    version = hashlib.sha256(source.encode()).hexdigest()[:8]
-    return version, f"#!lua name=fleet_{version}\n" + source.replace("@VERSION@", version)
-
-
-def where(url: str) -> str:
-    """Return the address in ``url`` without its password, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.hostname or parts.path}:{parts.port or 6379}"
-
-
 class Server:
-    """One Valkey or Redis, asked asynchronously; rides out restarts.
+    """One Valkey or Redis, or the master behind Sentinels, asked asynchronously.
 
-    ``patience``: seconds to wait for an absent server; None waits for ever (services), a command
-    line says at once that nothing answers.
+    It rides out restarts, fail-overs and full memory. ``patience``: seconds to wait for an absent
+    server; None waits for ever (services), a command line says at once that nothing answers.
+    Raises `ConfigurationError` for a URL that cannot be read.
     """
 
     def __init__(self, url: str, *, patience: float | None = None) -> None:
         self.url = url
         self.patience = patience
-        try:
-            self.client: redis.asyncio.Redis = redis.asyncio.Redis(
-                connection_pool=redis.asyncio.BlockingConnectionPool.from_url(
-                    url,
-                    max_connections=64,
-                    timeout=_SOCKET_TIMEOUT,
-                    socket_timeout=_SOCKET_TIMEOUT,
-                    socket_connect_timeout=5.0,
-                    socket_keepalive=True,
-                    retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-                )
-            )
-        except ValueError as error:
-            raise ConfigurationError(f"FLEET_REDIS_URL: {error}") from None
+        self.address = read(url)
+        self.doubts: tuple[str, ...] = ()
+        """What `check` found that is no reason to refuse the server, but may lose work."""
+        self.client: redis.asyncio.Redis = connect(
+            self.address,
+            max_connections=64,
+            timeout=_SOCKET_TIMEOUT,
+            socket_timeout=_SOCKET_TIMEOUT,
+            socket_connect_timeout=_CONNECT_TIMEOUT,
+            socket_keepalive=True,
+        )
+        self.interruptions = 0
+        """Answers that never came: what they said may have happened all the same."""
+        self._names: dict[str, str] = {}
+        self._channel: Channel | None = None
+        self._opening: asyncio.Task[Channel] | None = None
+        self._proven = False
+        self._said = -_REMINDER
 
     async def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        if self._channel is not None:
+            await self._channel.close()
         await self.client.aclose()
+        manager = getattr(self.client.connection_pool, "sentinel_manager", None)
+        if manager is not None:
+            await manager.aclose()
 
     async def answers(self) -> bool:
         """Does the server answer right now?"""
@@ -102,80 +106,201 @@ class Server:
         except (redis.exceptions.RedisError, OSError, TimeoutError):
             return False
 
+    # -- asking ------------------------------------------------------------------------------
+
     async def fcall(self, name: str, keys: Sequence[str], argv: Sequence[Any]) -> Any:
         """Call a function of the library; loads it where it is missing. Safe to repeat."""
-        version, code = library()
-
-        async def once() -> Any:
+        full = self._names.get(name)
+        if full is None:
+            full = self._names[name] = f"{name}_{library()[0]}"
+        command = ("FCALL", full, len(keys), *keys, *argv)
+        channel = self._channel
+        if channel is not None and channel.open:  # the hot path
             try:
-                return await self.client.fcall(f"{name}_{version}", len(keys), *keys, *argv)
-            except redis.exceptions.ResponseError as error:
-                if "Function not found" not in str(error):
-                    raise
-            await self.client.function_load(code, replace=True)
-            return await self.client.fcall(f"{name}_{version}", len(keys), *keys, *argv)
+                return await channel.call(*command)
+            except (*_GONE, redis.exceptions.ResponseError):
+                self.interruptions += 1  # asked again below, where failures are told apart
+        return await self.persist(lambda: self._call(command))
 
-        return await self.persist(once)
+    async def _call(self, command: tuple[Any, ...]) -> Any:
+        channel = await self._opened()
+        for _ in range(_LOADS):
+            try:
+                return await channel.call(*command)
+            except redis.exceptions.ResponseError as error:
+                if not scripts.is_missing(error):
+                    raise
+            await scripts.load(self.client)
+        return await channel.call(*command)
+
+    async def _opened(self) -> Channel:
+        """Return the open channel. Who finds none opens one, and all who wait share its fate."""
+        if self._channel is not None and self._channel.open:
+            return self._channel
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._open(), name="queue-connect")
+            # All who waited may be gone by then; the next to ask hears of it.
+            self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> Channel:
+        if self._channel is not None:
+            await self._channel.close()
+        self._channel = await Channel.over(
+            self.client.connection_pool,
+            timeout=_SOCKET_TIMEOUT,
+            patience=_CONNECT_TIMEOUT + len(self.address.sentinels),
+        )
+        return self._channel
 
     async def persist(self, ask: Any) -> Any:
-        """Await ``ask()``, again and again with spread back-off while the server is away."""
+        """Await ``ask()``, again and again with spread back-off while the server is away.
+
+        Raises `ServerGone` when patience ends, `ConfigurationError` when the server refuses us.
+        """
         began, attempt = time.monotonic(), 0
         while True:
             try:
                 answer = await ask()
             except _FOR_GOOD as error:
-                raise ConfigurationError(
-                    f"the server at {where(self.url)} refuses us: {error}; "
-                    "check user and password in FLEET_REDIS_URL"
-                ) from None
-            except (*_GONE, redis.exceptions.ResponseError) as error:
-                if not isinstance(error, _GONE) and not str(error).startswith(_PASSING):
-                    raise
-                away = time.monotonic() - began
-                if self.patience is not None and away >= self.patience:
-                    raise ServerGone(
-                        f"no answer from the server at {where(self.url)}: {error}. "
-                        "Is it running? Start one with `fleet up`, or set FLEET_REDIS_URL."
+                # Whoever let us in before is being changed, or has just been promoted: wait.
+                if isinstance(error, redis.exceptions.NoPermissionError) or not self._proven:
+                    raise ConfigurationError(
+                        f"the server at {self.address} refuses us: {error}; "
+                        "check user and password in FLEET_REDIS_URL"
                     ) from None
-                if attempt % 10 == 0:
-                    log.warning(
-                        "queue.server_away", address=where(self.url), seconds=round(away, 1),
-                        error=str(error)[:200],
-                    )  # fmt: skip
-                await asyncio.sleep(random.uniform(0.05, min(3.0, 0.1 * 2 ** min(attempt, 6))))
-                attempt += 1
+                trouble: Exception = error
+            except (*_GONE, redis.exceptions.ResponseError) as error:
+                passing = isinstance(error, (*_GONE, *_CANNOT_NOW))
+                if not passing and not str(error).startswith(_PASSING):
+                    raise
+                trouble = error
             else:
+                self._proven = True
                 if attempt:
-                    log.info("queue.server_back", seconds=round(time.monotonic() - began, 1))
+                    self._back(time.monotonic() - began)
                 return answer
+            self.interruptions += 1
+            away = time.monotonic() - began
+            if self.patience is not None and away >= self.patience:
+                raise ServerGone(self._farewell(trouble)) from None
+            self._complain(trouble, away)
+            if isinstance(trouble, _MOVED) or str(trouble).startswith("UNBLOCKED"):
+                await self._turn_away()
+            pause = min(_LONGEST_PAUSE, 0.1 * 2 ** min(attempt, 6))
+            await asyncio.sleep(random.uniform(0.05, pause))
+            attempt += 1
+
+    async def _turn_away(self) -> None:
+        """Drop the connections: the name may lead elsewhere by now."""
+        if self._channel is not None:
+            await self._channel.close()
+        await self.client.connection_pool.disconnect(inuse_connections=False)
+
+    # -- saying ------------------------------------------------------------------------------
+
+    def _complain(self, trouble: Exception, seconds: float) -> None:
+        """Say it, once for all who wait, and again now and then."""
+        now = time.monotonic()
+        if now - self._said < _REMINDER:
+            return
+        self._said = now
+        event = "queue.server_away"
+        if isinstance(trouble, redis.exceptions.OutOfMemoryError):
+            # Only what puts new work in is refused; ending work frees memory and goes on.
+            event = "queue.memory_full"
+        log.warning(
+            event, address=str(self.address), seconds=round(seconds, 1), error=_words(trouble)
+        )
+
+    def _back(self, seconds: float) -> None:
+        if self._said > 0:
+            log.info("queue.server_back", address=str(self.address), seconds=round(seconds, 1))
+        self._said = -_REMINDER
+
+    def _farewell(self, trouble: Exception) -> str:
+        if isinstance(trouble, redis.exceptions.OutOfMemoryError):
+            return (
+                f"the memory of the server at {self.address} is full: raise maxmemory there, or "
+                "wait until the fleet has worked off what is queued"
+            )
+        return (
+            f"no answer from the server at {self.address}: {_words(trouble)}. "
+            "Is it running? Start one with `fleet up`, or set FLEET_REDIS_URL."
+        )
 
     async def check(self) -> str:
         """Refuse a server that could lose work. Returns its name and version.
 
-        Raises `ConfigurationError` saying what to change.
+        Raises `ConfigurationError` saying what to change. What is only doubtful is logged, and
+        left in `doubts`.
         """
-        info = await self.persist(lambda: self.client.info())
+        info = await self.persist(self._info)
         name = "valkey" if "valkey_version" in info else "redis"
         version = str(info.get("valkey_version") or info["redis_version"])
         if int(str(info["redis_version"]).split(".")[0]) < 7:
             raise ConfigurationError(
-                f"{name} {version} at {where(self.url)} is too old: use Valkey, or Redis >= 7"
+                f"{name} {version} at {self.address} is too old: use Valkey, or Redis >= 7"
             )
         if info.get("maxmemory_policy", "noeviction") != "noeviction":
             raise ConfigurationError(
-                f"{name} at {where(self.url)} may evict queued work: maxmemory-policy is "
+                f"{name} at {self.address} may evict queued work: maxmemory-policy is "
                 f"{info['maxmemory_policy']}; set it to noeviction"
             )
         if not info.get("aof_enabled"):
             raise ConfigurationError(
-                f"{name} at {where(self.url)} would forget its queue in a crash: "
+                f"{name} at {self.address} would forget its queue in a crash: "
                 "set `appendonly yes` (CONFIG SET appendonly yes)"
             )
+        known, self.doubts = self.doubts, _doubts(info, replicated=bool(self.address.service))
+        for doubt in self.doubts:
+            if doubt not in known:
+                log.warning("queue.doubtful", address=str(self.address), problem=doubt)
+        await self._tidy()
         return f"{name} {version}"
 
+    async def _tidy(self) -> None:
+        try:
+            await scripts.forget_old(self.client)
+        except (*_GONE, redis.exceptions.ResponseError) as error:
+            # No right to list functions, no memory: an old library costs some 20 kB.
+            log.warning("queue.old_libraries_stay", error=_words(error))
 
-def blocking_client(url: str) -> redis.Redis:
-    """A connection of its own for a thread; no retries, short timeouts."""
-    return redis.Redis.from_url(
-        url, socket_timeout=5.0, socket_connect_timeout=3.0, retry=SyncRetry(NoBackoff(), 0)
+    async def _info(self) -> dict[str, Any]:
+        info: dict[str, Any] = await self.client.info()
+        if info.get("role") == "slave":
+            # Waited out like a fail-over, which it may be: the name has not moved yet.
+            raise redis.exceptions.ReadOnlyError(
+                "it is a read-only replica; name the master, or its sentinels"
+            )
+        return info
+
+
+def _doubts(info: dict[str, Any], *, replicated: bool) -> tuple[str, ...]:
+    # INFO has the second line only where min-replicas-to-write is above 0.
+    if not (replicated or info.get("connected_slaves")) or "min_slaves_good_slaves" in info:
+        return ()
+    return (
+        "its replicas are asynchronous (min-replicas-to-write is 0): a fail-over may lose what "
+        "was acknowledged in the last moment, and such work runs again; "
+        "set min-replicas-to-write 1 and min-replicas-max-lag 10",
+    )
+
+
+def _words(trouble: Exception) -> str:
+    """Say what went wrong, without the clients that redis-py paints into some of its errors."""
+    if isinstance(trouble, redis.asyncio.sentinel.MasterNotFoundError):
+        known, _, reasons = str(trouble).partition(" : ")
+        asked = "no sentinel answers" if reasons else "the sentinels see it down, or not at all"
+        hint = "; check sentinel_password" if "uthenticat" in reasons else ""
+        return f"{known} ({asked}{hint})"
+    if isinstance(trouble, TimeoutError) and not str(trouble):
+        return "it accepts connections and does not answer"
+    return (str(trouble).rstrip(".") or type(trouble).__name__)[:200]
+
+
+def blocking_client(url: str, *, timeout: float = 5.0) -> redis.Redis:
+    """A connection of its own for a thread; no retries, and ``timeout`` seconds for each wait."""
+    return connect_blocking(
+        read(url), socket_timeout=timeout, socket_connect_timeout=timeout, socket_keepalive=True
     )

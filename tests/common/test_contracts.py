@@ -151,7 +151,7 @@ ANOTHER: dict[str, Any] = {
     "expected_tools": ["python"], "constraints": {"memory_mb": 64}, "max_steps": 11,
     "timeout": 299.5, "priority": 6, "checks": [{"type": "stdout", "expected": "1"}],
     "reference": {"answer": "1"}, "agent": "nop", "sampling": {"seed": 0}, "samples": 2,
-    "threshold": 81, "max_iterations": 2, "metadata": {"a": None},
+    "threshold": 81, "max_iterations": 2, "resumable": False, "metadata": {"a": None},
 }  # fmt: skip
 
 

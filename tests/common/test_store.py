@@ -48,6 +48,28 @@ def everything_in(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
+def test_files_of_attempts_that_lost_their_lease_are_swept_and_no_others(store: Store) -> None:
+    committed = "r1-s0-1700000000000-0-d3-cccccccc"
+    lost = ["r1-s0-1700000000000-0-d1-aaaaaaaa", "r1-s0-1700000000000-0-d2-bbbbbbbb"]
+    kept = [
+        committed,
+        "r1-s0-1690000000000-0-d1-aaaaaaaa",  # broken by infrastructure before: evidence
+        "r1-s1-1700000000000-0-d1-aaaaaaaa",  # another sample
+        "r2-s0-1700000000000-0-d1-aaaaaaaa",  # another revision
+    ]
+    for attempt_id in (*lost, *kept):
+        store.write_attempt(made("t", attempt_id))
+    store.write_review(review_of(made("t", committed)))
+    half = store.root / "trajectories" / "t" / ".x.json.abc.tmp"
+    half.touch()
+    assert store.sweep("t", committed) == lost
+    assert sorted(store.attempts_of("t")) == sorted(kept)
+    assert half.exists()  # somebody may be writing it
+    os.utime(half, (0, 0))
+    assert store.sweep("t", committed) == []
+    assert not half.exists()
+
+
 # -- written once, whole, durable -----------------------------------------------------------------
 
 

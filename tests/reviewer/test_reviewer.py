@@ -11,6 +11,7 @@ import orjson
 from common.metrics import Metrics
 from common.queue.committer import Committer, Done
 from common.queue.connection import Server
+from common.queue.control import Control
 from common.queue.scene_queue import SceneQueue
 from common.review import Review
 from common.serve import Health
@@ -36,7 +37,7 @@ async def test_missing_and_altered_attempts_end_as_dead_letters_and_hold_up_nobo
         if lease.task_id in ("good", "altered"):
             digest = store.write_attempt(_attempt_of(lease.task_id, lease.attempt_id))
             event["sha256"] = digest if lease.task_id == "good" else "0" * 64
-        await committer.commit(lease, Done(lease.attempt_id, orjson.dumps(event)))
+        await committer.commit(lease, Done(orjson.dumps(event)))
 
     draining = asyncio.Event()
     reviewer = Reviewer(settings, server, store, ["code"], Metrics(), Health(), consumer="r")

@@ -3,17 +3,28 @@
 -- Everything a scene owns hangs on one prefix P = "fleet:{tasks:<scene>}:", which shares its
 -- Cluster slot with the streams, so each call below is atomic on a cluster too.
 --
---   P .. "t:<task_id>"  ledger hash: st (open|accepted|rejected|human|dead), open (units not ended),
---                       at (published, ms), att (attempts committed), score (best),
---                       u:<unit> (queued|delayed|review|iterated|accepted|rejected|human|dead),
---                       k:<unit> (token of the lease that last committed it), c:<unit> (attempt id),
---                       n:<unit> (explicit retries), p:<unit> (payload, only while delayed)
+--   P .. "t:<task_id>"  ledger hash. What is absent is as it was when the task was queued.
+--                       st         open|accepted|rejected|human|cancelled|dead
+--                       open       units not ended (absent: one)
+--                       score      best review score
+--                       u:<unit>   queued|delayed|review|iterated|accepted|rejected|human|
+--                                  cancelled|dead (absent: queued for the first time, or running)
+--                       revived    its ledger had expired, and dead letters brought it back
+--                       k:<unit>   attempt id of the lease that last committed it
+--                       r:<unit>   the same for its review
+--                       n:<unit>   explicit retries; w:<unit> those that only waited for a limit
+--                       p:<unit>   payload, only while delayed
+--                       h:<unit>   what broke it so far, a line each
 --   P .. "stats"        hash of counters; changed in the same call as what they count
 --   P .. "delayed"      zset "<lane>|<unit>|<task_id>" -> due, ms
 --   P .. "events"       stream of committed attempts, group "reviewers"
 --   P .. "dead"         stream of dead letters
 --   P .. "decisions"    stream of review decisions, append-only, about the last 100,000
---   stream entries      id (task), u (unit such as r1-s0), p (payload, JSON)
+--   P .. "control"      hash: paused (by whom), at (ms), why
+--   P .. "cancel"       set of open tasks a person asked to stop
+--   P .. "audit"        stream of what people did, about the last 100,000
+--   P .. "j:<task_id>:<unit>"  model answers of the attempt under way (workers/journal.py)
+--   stream entries      id (task), u (unit such as r1-s0), p (payload, JSON), in this order
 
 local RELEASED = '@released'
 
@@ -26,13 +37,12 @@ local function count(prefix, name, by)
   redis.call('HINCRBY', prefix .. 'stats', name, by or 1)
 end
 
--- The fields of an entry as a table; nil when the entry is gone.
+-- The fields id, u, p of an entry; nil when the entry is gone.
 local function entry_of(stream, entry)
   local rows = redis.call('XRANGE', stream, entry, entry)
   if #rows == 0 then return nil end
-  local flat, fields = rows[1][2], {}
-  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
-  return fields
+  local f = rows[1][2]
+  return { id = f[2], u = f[4], p = f[6] }
 end
 
 -- Is (entry, deliveries) still this consumer's? That pair is the fencing token.
@@ -47,33 +57,64 @@ local function drop(stream, group, entry)
   redis.call('XDEL', stream, entry)
 end
 
+local function forget_journal(prefix, id, unit)
+  redis.call('UNLINK', prefix .. 'j:' .. id .. ':' .. unit)
+end
+
 -- A unit of a task has come to its end; the task ends with its last unit.
 local function end_unit(prefix, id, unit, outcome, ttl)
   local ledger = prefix .. 't:' .. id
   redis.call('HSET', ledger, 'u:' .. unit, outcome)
-  redis.call('HINCRBY', ledger, 'ended_' .. outcome, 1)
-  if redis.call('HINCRBY', ledger, 'open', -1) > 0 then return end
-  local state = 'dead'
-  for _, candidate in ipairs({ 'accepted', 'human', 'rejected' }) do
-    if tonumber(redis.call('HGET', ledger, 'ended_' .. candidate) or 0) > 0 then
-      state = candidate
-      break
+  local open = redis.call('HGET', ledger, 'open')
+  if open then
+    redis.call('HINCRBY', ledger, 'ended_' .. outcome, 1)
+    if redis.call('HINCRBY', ledger, 'open', -1) > 0 then return end
+    for _, candidate in ipairs({ 'accepted', 'human', 'rejected', 'cancelled', 'dead' }) do
+      if tonumber(redis.call('HGET', ledger, 'ended_' .. candidate) or 0) > 0 then
+        outcome = candidate
+        break
+      end
     end
   end
-  redis.call('HSET', ledger, 'st', state)
+  redis.call('HSET', ledger, 'st', outcome)
   redis.call('PEXPIRE', ledger, ttl)
-  count(prefix, 'tasks_' .. state)
+  redis.call('SREM', prefix .. 'cancel', id)
+  count(prefix, 'tasks_' .. outcome)
+end
+
+-- Remember what broke a unit, for the dead letter it may become.
+local function note(ledger, unit, line)
+  local before = redis.call('HGET', ledger, 'h:' .. unit)
+  local text = (before and before .. '\n' or '') .. string.sub(line, 1, 500)
+  redis.call('HSET', ledger, 'h:' .. unit, string.sub(text, -4000))
 end
 
 -- Put a unit where a person can find it, with all it takes to run it again.
 local function bury(prefix, id, unit, stage, lane, reason, err, payload, deliveries, ttl)
+  local history = redis.call('HGET', prefix .. 't:' .. id, 'h:' .. unit) or ''
   redis.call('XADD', prefix .. 'dead', '*', 'id', id, 'u', unit, 'stage', stage, 'lane', lane,
-    'reason', reason, 'error', err, 'p', payload, 'deliveries', deliveries)
+    'reason', reason, 'error', err, 'p', payload, 'deliveries', deliveries, 'history', history)
   count(prefix, 'dead')
   count(prefix, stage == 'work' and 'dead_work' or 'dead_review')
   end_unit(prefix, id, unit, 'dead', ttl)
 end
 
-local function register(name, callback)
-  redis.register_function(name .. '_@VERSION@', callback)
+-- A person asked for it: the unit ends before it could commit.
+local function cancel_unit(prefix, id, unit, ttl)
+  count(prefix, 'cancelled')
+  forget_journal(prefix, id, unit)
+  end_unit(prefix, id, unit, 'cancelled', ttl)
+end
+
+local function audit(prefix, by, action, target, detail)
+  redis.call('XADD', prefix .. 'audit', 'MAXLEN', '~', 100000, '*', 'by', by, 'action', action,
+    'target', target, 'detail', detail)
+end
+
+-- A server whose memory is full refuses what adds work; what ends work must always go through,
+-- or the fleet could never free it again.
+local function register(name, callback, flags)
+  redis.register_function{
+    function_name = name .. '_@VERSION@', callback = callback, flags = flags or { 'allow-oom' },
+  }
 end

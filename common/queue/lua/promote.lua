@@ -20,7 +20,7 @@ local function promote(keys, argv)
       -- Somebody removed the ledger. What is left is said, and cannot be run again.
       redis.call('XADD', prefix .. 'dead', '*', 'id', id, 'u', unit, 'stage', 'work',
         'lane', lane, 'reason', 'payload_lost', 'error', 'its ledger is gone', 'p', '',
-        'deliveries', 0)
+        'deliveries', 0, 'history', '')
       count(prefix, 'dead')
       count(prefix, 'dead_work')
     end

@@ -11,12 +11,15 @@
 -- publishes without a file, as `fleet submit` does.
 local function publish(keys, argv)
   local prefix, file, expected, new = keys[1], argv[1], argv[2], argv[3]
-  local position = redis.call('HGET', prefix .. 'cursor', file) or ''
-  if new ~= '-' and position ~= expected then return { -1, position } end
+  if new ~= '-' then
+    local position = redis.call('HGET', prefix .. 'cursor', file) or ''
+    if position ~= expected then return { -1, position } end
+  end
   local n, i = 0, 5
   while i <= #argv do
-    n = n + tonumber(argv[i + 2])
-    i = i + 3 + tonumber(argv[i + 2])
+    local k = tonumber(argv[i + 2])
+    n = n + k
+    i = i + 3 + k
   end
   if n > 0 then
     local backlog = 0
@@ -27,19 +30,15 @@ local function publish(keys, argv)
     end
     if backlog > 0 and backlog + n > tonumber(argv[4]) then return { -2, backlog } end
   end
-  local reply, now, published = { 1, 0 }, now_ms(), 0
+  local reply, published, ledgers = { 1, 0 }, 0, prefix .. 't:'
   i, n = 5, 0
   while i <= #argv do
     local id, stream, k = argv[i], keys[tonumber(argv[i + 1]) + 1], tonumber(argv[i + 2])
-    local ledger = prefix .. 't:' .. id
-    if redis.call('HSETNX', ledger, 'st', 'open') == 1 then
-      local row = { 'open', k, 'at', now }
+    if redis.call('HSETNX', ledgers .. id, 'st', 'open') == 1 then
       for s = 0, k - 1 do
-        row[#row + 1] = 'u:r1-s' .. s
-        row[#row + 1] = 'queued'
         redis.call('XADD', stream, '*', 'id', id, 'u', 'r1-s' .. s, 'p', argv[i + 3 + s])
       end
-      redis.call('HSET', ledger, unpack(row))
+      if k > 1 then redis.call('HSET', ledgers .. id, 'open', k) end
       published = published + 1
       n = n + k
     else
@@ -56,4 +55,4 @@ local function publish(keys, argv)
   return reply
 end
 
-register('publish', publish)
+register('publish', publish, {})

@@ -2,16 +2,25 @@
 --
 -- KEYS  prefix, streams
 -- ARGV  group, consumer, lease (ms), max deliveries, count wanted, ledger ttl (ms), stage,
+--       '1' if a reply of `take` to the caller was lost, else '0',
+--       this server's time when the caller last heard it (ms; 0: not told),
 --       then per lease the caller still works on: stream index, entry
--- Reply {buried, {stream index, entry, deliveries, task id, unit, payload}…}
+-- Reply {buried, handed out again uncounted, {stream index, entry, deliveries, task id, unit, payload}…}
 --
--- An entry delivered `max deliveries` times whose last owner fell silent too is a dead letter
--- "poison": something in it kills its consumers.
+-- A call that lay before a frozen server for over half a lease takes nothing: the owners' renewals
+-- lie behind it. An entry delivered `max deliveries` times whose last owner fell silent too is a
+-- dead letter "poison": something in it kills its consumers. An entry that is the caller's without its
+-- knowing, after a reply got lost, was handed out in that reply: nobody died on it, so it is handed
+-- out again, uncounted.
 local function reclaim(keys, argv)
-  local group, consumer, lease, max = argv[1], argv[2], argv[3], tonumber(argv[4])
-  local want, ttl, stage = tonumber(argv[5]), argv[6], argv[7]
-  local reply, mine = { 0 }, {}
-  for i = 8, #argv, 2 do mine[argv[i] .. '/' .. argv[i + 1]] = true end
+  local prefix, group, consumer, lease = keys[1], argv[1], argv[2], argv[3]
+  local max, want, ttl, stage = tonumber(argv[4]), tonumber(argv[5]), argv[6], argv[7]
+  local reply, mine, unsure = { 0, 0 }, {}, argv[8] == '1'
+  local heard = tonumber(argv[9])
+  if heard > 0 and now_ms() - heard > tonumber(lease) / 2 then return reply end
+  local work = stage == 'work'
+  local paused = work and redis.call('HEXISTS', prefix .. 'control', 'paused') == 1
+  for i = 10, #argv, 2 do mine[argv[i] .. '/' .. argv[i + 1]] = true end
   for s = 2, #keys do
     local stream = keys[s]
     local idle = redis.pcall('XPENDING', stream, group, 'IDLE', lease, '-', '+', 256)
@@ -23,15 +32,31 @@ local function reclaim(keys, argv)
         redis.call('XACK', stream, group, entry)
       elseif mine[(s - 1) .. '/' .. entry] then
         -- The caller is well and works on it; only its heartbeat is late.
+      elseif work and redis.call('SISMEMBER', prefix .. 'cancel', f.id) == 1 then
+        drop(stream, group, entry)
+        cancel_unit(prefix, f.id, f.u, ttl)
+      elseif owner == consumer and unsure then
+        if want > 0 and not paused then
+          redis.call('XCLAIM', stream, group, consumer, 0, entry, 'JUSTID')
+          reply[#reply + 1] = { s - 1, entry, deliveries, f.id, f.u, f.p }
+          reply[2] = reply[2] + 1
+          want = want - 1
+        end
+      elseif owner == RELEASED then
+        -- Free already: `take` hands it out.
       elseif deliveries >= max then
+        note(prefix .. 't:' .. f.id, f.u, 'delivery ' .. deliveries .. ': ' .. owner .. ' fell silent')
         local err = 'delivered ' .. deliveries .. ' times; the last consumer to fall silent was ' .. owner
-        bury(keys[1], f.id, f.u, stage, s - 1, 'poison', err, f.p, deliveries, ttl)
+        bury(prefix, f.id, f.u, stage, s - 1, 'poison', err, f.p, deliveries, ttl)
+        if work then forget_journal(prefix, f.id, f.u) end
         drop(stream, group, entry)
         reply[1] = reply[1] + 1
-      elseif want > 0 and #redis.call('XCLAIM', stream, group, consumer, lease, entry) == 1 then
+      elseif want > 0 and not paused
+          and #redis.call('XCLAIM', stream, group, consumer, lease, entry) == 1 then
+        note(prefix .. 't:' .. f.id, f.u, 'delivery ' .. deliveries .. ': ' .. owner .. ' fell silent')
         reply[#reply + 1] = { s - 1, entry, deliveries + 1, f.id, f.u, f.p }
         want = want - 1
-        count(keys[1], 'reclaimed')
+        count(prefix, 'reclaimed')
       end
     end
   end

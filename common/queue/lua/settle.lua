@@ -1,26 +1,26 @@
 -- settle: end leases on committed attempts with the reviewer's decision; fenced.
 --
 -- KEYS  prefix, events, hi, mid, lo
--- ARGV  consumer, ledger ttl (ms), then per lease eleven fields: entry, deliveries, task id, unit,
---       verdict (passed|failed|unverified), decision (accepted|rejected|human|iterate),
---       score ('' = none), record (JSON, for the decision log), and for `iterate`
---       next lane (1-3), next payload (JSON), next unit; else three times ""
+-- ARGV  consumer, ledger ttl (ms), then per lease twelve fields: entry, deliveries, task id, unit,
+--       lease's attempt id, verdict (passed|failed|unverified), decision
+--       (accepted|rejected|human|iterate), score ('' = none), record (JSON, for the decision log),
+--       and for `iterate` next lane (1-3), next payload (JSON), next unit; else three times ""
 -- Reply per lease 1, 2 or 0 as in commit
 local function settle(keys, argv)
   local prefix, events, consumer, ttl = keys[1], keys[2], argv[1], argv[2]
   local reply = {}
-  for i = 3, #argv, 11 do
+  for i = 3, #argv, 12 do
     local entry, deliveries, id, unit = argv[i], argv[i + 1], argv[i + 2], argv[i + 3]
-    local verdict, decision, score, record = argv[i + 4], argv[i + 5], argv[i + 6], argv[i + 7]
-    local lane, payload, next_unit = argv[i + 8], argv[i + 9], argv[i + 10]
+    local token, verdict, decision = argv[i + 4], argv[i + 5], argv[i + 6]
+    local score, record = argv[i + 7], argv[i + 8]
+    local lane, payload, next_unit = argv[i + 9], argv[i + 10], argv[i + 11]
     local ledger = prefix .. 't:' .. id
-    local token = consumer .. '/' .. entry .. '/' .. deliveries
     if not owns(events, 'reviewers', consumer, entry, deliveries) then
-      local before = redis.call('HGET', ledger, 'k:review:' .. unit) == token
+      local before = redis.call('HGET', ledger, 'r:' .. unit) == token
       if not before then count(prefix, 'lost') end
       reply[#reply + 1] = before and 2 or 0
     else
-      redis.call('HSET', ledger, 'k:review:' .. unit, token)
+      redis.call('HSET', ledger, 'r:' .. unit, token)
       if score ~= '' and tonumber(score) > tonumber(redis.call('HGET', ledger, 'score') or -1) then
         redis.call('HSET', ledger, 'score', score)
       end
@@ -29,12 +29,14 @@ local function settle(keys, argv)
       count(prefix, 'reviewed')
       count(prefix, verdict)
       count(prefix, decision)
-      if decision == 'iterate' then
-        redis.call('HSET', ledger, 'u:' .. unit, 'iterated', 'u:' .. next_unit, 'queued')
+      if decision ~= 'iterate' then
+        end_unit(prefix, id, unit, decision, ttl)
+      elseif redis.call('SISMEMBER', prefix .. 'cancel', id) == 1 then
+        end_unit(prefix, id, unit, 'cancelled', ttl)
+      else
+        redis.call('HSET', ledger, 'u:' .. unit, 'iterated')
         redis.call('XADD', keys[tonumber(lane) + 2], '*', 'id', id, 'u', next_unit, 'p', payload)
         count(prefix, 'units')
-      else
-        end_unit(prefix, id, unit, decision, ttl)
       end
       drop(events, 'reviewers', entry)
       reply[#reply + 1] = 1

@@ -14,6 +14,7 @@ import redis
 from common.failures import LeaseLost
 from common.queue.committer import Committer, Dead, Decision, Done, Retry
 from common.queue.connection import Server
+from common.queue.control import Control, Who
 from common.queue.heartbeat import Heartbeat
 from common.queue.keys import Keys
 from common.queue.scene_queue import SceneQueue, wait_any
@@ -23,6 +24,13 @@ from tests.helpers import eventually, task, units
 
 def queue(server: Server, consumer: str = "a", **kwargs: object) -> SceneQueue:
     return SceneQueue(server, "code", consumer=consumer, **kwargs)  # type: ignore[arg-type]
+
+
+def control(server: Server) -> Control:
+    return Control(server, "code")
+
+
+ME = Who("a-person@here", "because")
 
 
 async def test_a_batch_and_the_file_position_go_in_together_or_not_at_all(either: Server) -> None:
@@ -78,12 +86,12 @@ async def test_only_the_owner_commits_and_a_repeated_commit_is_harmless(either: 
     await a.publish([units(task())])
     [mine] = await a.take(5)
     await either.client.xclaim(a.streams[mine.stream - 1], "workers", "b", 0, [mine.entry])
-    [theirs] = [replace(mine, consumer="b", deliveries=2)]
+    theirs = replace(mine, consumer="b", deliveries=2, attempt_id="theirs")
 
     with pytest.raises(LeaseLost):
-        await Committer(a).commit(mine, Done(mine.attempt_id, b"{}"))
-    await Committer(b).commit(theirs, Done(theirs.attempt_id, b"{}"))
-    await Committer(b).commit(theirs, Done(theirs.attempt_id, b"{}"))  # its reply got lost, say
+        await Committer(a).commit(mine, Done(b"{}"))
+    await Committer(b).commit(theirs, Done(b"{}"))
+    await Committer(b).commit(theirs, Done(b"{}"))  # its reply got lost, say
 
     counts = await a.counts()
     assert (counts["committed"], counts["lost"], counts.reviewing) == (1, 1, 1)
@@ -101,13 +109,13 @@ async def test_a_silent_owners_work_is_taken_over_and_poison_is_buried(either: S
     got = await owners[3].reclaim(1, lease=0.0, max_deliveries=3)
     assert (got.leases, got.buried) == ([], 1)
 
-    [letter] = await owners[0].dead_letters()
+    [letter] = await control(either).dead_letters()
     assert (letter["reason"], letter["deliveries"], letter["id"]) == ("poison", "3", "t")
     assert "w2" in letter["error"]
     counts = await owners[0].counts()
     assert (counts.open_tasks, counts.unaccounted, counts["tasks_dead"]) == (0, 0, 1)
     with pytest.raises(LeaseLost):
-        await Committer(owners[0]).commit(lease, Done(lease.attempt_id, b"{}"))
+        await Committer(owners[0]).commit(lease, Done(b"{}"))
 
 
 async def test_work_handed_back_is_free_at_once_and_its_delivery_does_not_count(
@@ -137,9 +145,9 @@ async def test_retries_wait_their_time_then_end_as_a_dead_letter_that_can_be_rev
     counts = await q.counts()
     assert (counts["retried"], counts["dead"], counts.delayed, counts.unaccounted) == (2, 1, 0, 0)
 
-    [letter] = await q.dead_letters()
+    [letter] = await control(either).dead_letters()
     assert (letter["reason"], letter["error"]) == ("retries_exhausted", "provider down")
-    assert await q.revive([letter["entry"], "1-1"]) == 1
+    assert await control(either).revive([letter["entry"], "1-1"], ME) == 1
     [lease] = await q.take(1)
     assert Assignment.model_validate_json(lease.payload).task.task_id == "t"
     counts = await q.counts()
@@ -155,7 +163,7 @@ async def test_a_review_ends_the_task_or_queues_its_next_revision(either: Server
     q, reviews = queue(either), queue(either, "r", stage="review")
     await q.publish([units(task(samples=2))])
     for lease in await q.take(2):
-        await Committer(q).commit(lease, Done(lease.attempt_id, b'{"a":1}'))
+        await Committer(q).commit(lease, Done(b'{"a":1}'))
     first, second = await reviews.take(5)
     settle = Committer(reviews)
     revised = Assignment(task=task(samples=2), revision=2, sample=1)
@@ -165,13 +173,13 @@ async def test_a_review_ends_the_task_or_queues_its_next_revision(either: Server
 
     [lease] = await q.take(1)
     assert lease.unit == "r2-s1"
-    await Committer(q).commit(lease, Done(lease.attempt_id, b"{}"))
+    await Committer(q).commit(lease, Done(b"{}"))
     [third] = await reviews.take(1)
     await settle.commit(third, Decision("failed", "rejected", 20, b"{}"))
     counts = await q.counts()
     assert (counts.open_tasks, counts["tasks_accepted"], counts.unaccounted) == (0, 1, 0)
     ledger = await either.client.hgetall(q.keys.ledger("t"))
-    assert (ledger[b"st"], ledger[b"score"], ledger[b"att"]) == (b"accepted", b"90", b"3")
+    assert (ledger[b"st"], ledger[b"score"]) == (b"accepted", b"90")
     assert await either.client.pttl(q.keys.ledger("t")) > 0
 
 
@@ -187,7 +195,7 @@ async def test_commits_that_gather_go_together_and_each_gets_its_own_answer(
 
     async def commit(lease: object) -> bool:
         try:
-            await committer.commit(lease, Done(lease.attempt_id, b"{}"))  # type: ignore[attr-defined,arg-type]
+            await committer.commit(lease, Done(b"{}"))  # type: ignore[attr-defined,arg-type]
         except LeaseLost:
             return False
         return True
@@ -264,7 +272,7 @@ async def test_consumers_racing_with_crashes_commit_every_task_exactly_once(
                     continue  # forgets it, as a crash would
                 await asyncio.sleep(rng.random() * 0.1)
                 with contextlib.suppress(LeaseLost):
-                    await committer.commit(lease, Done(lease.attempt_id, lease.task_id.encode()))
+                    await committer.commit(lease, Done(lease.task_id.encode()))
 
     async with asyncio.timeout(60):
         await asyncio.gather(*(consumer(f"c{i}") for i in range(6)))
@@ -308,7 +316,7 @@ async def test_a_late_heartbeat_never_costs_a_worker_its_own_work(either: Server
     [lease] = await a.take(1)
     got = await a.reclaim(1, lease=0.0, max_deliveries=1, holding=[lease])
     assert (got.leases, got.buried) == ([], 0)
-    await Committer(a).commit(lease, Done(lease.attempt_id, b"{}"))
+    await Committer(a).commit(lease, Done(b"{}"))
 
 
 async def test_after_an_outage_nobody_takes_over_before_the_living_could_renew(
@@ -331,9 +339,9 @@ async def test_delayed_work_whose_ledger_is_gone_is_said_and_stops_nobody(either
         await Committer(q).commit(lease, Retry(delay=0.001, error="x"))
     await either.client.delete(q.keys.ledger("lost"))
     await eventually(lambda: _promoted(q), "the other one is promoted")
-    [letter] = await q.dead_letters()
+    [letter] = await control(either).dead_letters()
     assert (letter["id"], letter["reason"]) == ("lost", "payload_lost")
-    assert await q.revive([letter["entry"]]) == 0
+    assert await control(either).revive([letter["entry"]], ME) == 0
     assert (await q.counts()).unaccounted == 0
 
 

@@ -1,0 +1,86 @@
+"""The Lua library: one file per function, loaded as one library whose name tells its version."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import redis.asyncio
+
+from common.logs import logger
+
+log = logger("queue")
+
+_PREFIX = "fleet_"
+_USED = "fleet:libraries"
+"""Sorted set: name of a library -> when a process that uses it last began (s)."""
+_KEPT = 8
+"""Libraries of other releases that stay on a server. More releases than this never run side by
+side, and one that was removed too early is simply loaded again."""
+
+
+@cache
+def library() -> tuple[str, str]:
+    """Return ``(version, code)`` of the Lua library.
+
+    The version is a hash of the code and part of every function's name: processes of different
+    releases can share a server, each calling exactly the scripts it came with.
+    """
+    folder = resources.files("common.queue") / "lua"
+    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".lua"))
+    assert names[0] == "_shared.lua"  # helpers come first: Lua reads from top to bottom
+    source = "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+    version = hashlib.sha256(source.encode()).hexdigest()[:8]
+    return version, f"#!lua name={_PREFIX}{version}\n" + source.replace("@VERSION@", version)
+
+
+def is_missing(error: redis.exceptions.ResponseError) -> bool:
+    """Does the server not have our library? After a flush, a fail-over, or at first use."""
+    return "Function not found" in str(error)
+
+
+def is_loaded_by_another(error: redis.exceptions.ResponseError) -> bool:
+    """Was another process faster? The name is a hash of the code, so it loaded the same."""
+    return "already exists" in str(error)
+
+
+async def load(client: redis.asyncio.Redis) -> None:
+    """Put the library on the server, where it may be by now."""
+    try:
+        # Never REPLACE: it would take the functions away from under another's call.
+        await client.function_load(library()[1])
+    except redis.exceptions.ResponseError as error:
+        if not is_loaded_by_another(error):
+            raise
+
+
+async def forget_old(client: redis.asyncio.Redis) -> None:
+    """Say that this release is in use, and remove libraries of those that were not for longest."""
+    ours = _PREFIX + library()[0]
+    await client.zadd(_USED, {ours: (await client.time())[0]})
+    listed = _names(await client.function_list(library=f"{_PREFIX}*"))
+    rows: list[Any] = await client.zrange(_USED, 0, -1, withscores=True)
+    used = {row[0].decode(): float(row[1]) for row in rows}
+    others = sorted((n for n in listed if n != ours), key=lambda name: used.get(name, 0.0))
+    for name in others[: max(0, len(others) - _KEPT)]:
+        try:
+            await client.function_delete(name)
+        except redis.exceptions.ResponseError:
+            continue  # another process was faster
+        log.info("queue.old_library_removed", library=name)
+    gone = used.keys() - listed - {ours}
+    if gone:
+        await client.zrem(_USED, *gone)
+
+
+def _names(listed: Iterable[Any]) -> list[str]:
+    """Names of the libraries in a FUNCTION LIST reply, whichever protocol it came over."""
+    found = []
+    for row in listed:
+        fields = row if isinstance(row, dict) else dict(zip(row[::2], row[1::2], strict=True))
+        name = fields.get(b"library_name") or fields.get("library_name")
+        found.append(name.decode() if isinstance(name, bytes) else str(name))
+    return found

@@ -1,0 +1,23 @@
+-- counts: a scene at a glance, all at one moment. Only reads, so that it runs when memory is full:
+-- Redis 7.0 refuses even reads in MULTI then.
+--
+-- KEYS  prefix, hi, mid, lo
+-- ARGV  none
+-- Reply {length of hi, mid, lo, events and delayed, pending of hi, mid and lo, stats (flat),
+--        control (flat)}
+local function counts(keys)
+  local prefix, reply = keys[1], {}
+  for lane = 2, 4 do reply[#reply + 1] = redis.call('XLEN', keys[lane]) end
+  reply[#reply + 1] = redis.call('XLEN', prefix .. 'events')
+  reply[#reply + 1] = redis.call('ZCARD', prefix .. 'delayed')
+  for lane = 2, 4 do
+    -- A lane that nobody has touched yet has no group, and XPENDING of it is an error.
+    local pending = redis.pcall('XPENDING', keys[lane], 'workers')
+    reply[#reply + 1] = pending.err and 0 or pending[1]
+  end
+  reply[#reply + 1] = redis.call('HGETALL', prefix .. 'stats')
+  reply[#reply + 1] = redis.call('HGETALL', prefix .. 'control')
+  return reply
+end
+
+register('counts', counts, { 'no-writes' })
