@@ -1,18 +1,28 @@
-"""One file's way into the queue, a chunk at a time: tail → parse → publish."""
+"""One file's way into the queue, a chunk at a time: tail → parse → publish.
+
+While one chunk is on its way to the server the next is read and parsed, so that the two work at
+the same time. A scene without work in a chunk only remembers how far it has got; the queue is told
+now and then.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from common.failures import ConfigurationError
 from common.logs import logger
 from common.metrics import Metrics
 from common.queue.connection import Server
+from common.queue.scene_queue import NewTask, PublishReply
 from common.settings import Settings
 from common.task import SceneName
 from dispatcher import tail
+from dispatcher.finished import Finished
 from dispatcher.parse import Bad, Work, parse, too_long
 from dispatcher.readers import REJECTED, Progress, Reader
 from dispatcher.rejects import Reject
@@ -21,6 +31,11 @@ from dispatcher.tail import Chunk, Line, Position
 
 log = logger("dispatcher")
 
+_REMIND = 16
+"""Chunks after which the queue is told of positions that moved without work: what is read again
+at most when a dispatcher starts anew."""
+_LOOK = 2.0
+"""Seconds between looks whether the queue still knows us, when there is nothing to publish."""
 _BATCH_UNITS = 1000
 _BATCH_BYTES = 4 << 20
 """Most that one call puts into the queue (a single line may be more): the server does nothing
@@ -76,10 +91,19 @@ class Follower:
         self._still: tuple[int, float] = (-1, 0.0)
         self._mentioned = -1
         self._shared = False
+        self._ahead: tuple[Chunk, Parsed] | None = None
+        self._since_reminder = 0
+        self._looked = 0.0
+        self._finished = Finished(scenes.settings.output)
+        self._before = 0
+        self._recovering: set[str] = set()
+        """Scenes the queue knows nothing of, though the store may."""
 
     async def load(self) -> None:
         """Ask the queue how far each scene has got."""
         await asyncio.gather(*(reader.load() for reader in self._readers))
+        if (self._scenes.settings.output / "trajectories").is_dir():
+            self._recovering = {reader.name for reader in self._readers if reader.new}
 
     def progress(self) -> Progress | None:
         """How far the slowest scene is; None as long as the file has not been there."""
@@ -93,10 +117,7 @@ class Follower:
         self.done = False
         for place in self._places():
             try:
-                chunk = await asyncio.to_thread(
-                    tail.read, self._path, place, unended=self._once,
-                    max_line=self._scenes.settings.max_line_bytes,
-                )  # fmt: skip
+                chunk, parsed = await self._prepare(place)
             except tail.Rewritten as now:
                 self._begin_again(place, now.size)
                 return True
@@ -105,8 +126,18 @@ class Follower:
                 return False
             self._size, self._trouble = max(chunk.size, chunk.end.offset), ""
             if chunk.lines:
-                await self._publish(*self._parse(chunk))
+                await self._publish(chunk, parsed)
                 return True
+        if any(reader.skipped for reader in self._free()):
+            await self._remind()
+            return True
+        if time.monotonic() - self._looked > _LOOK:
+            self._looked = time.monotonic()
+            for reader in self._readers:
+                await reader.look()
+                if reader.forgotten:
+                    self._forgotten(reader)
+                    return True
         self._at_end()
         return False
 
@@ -118,7 +149,27 @@ class Follower:
         places = {(p.offset, p.anchor): p for p in (reader.position for reader in self._free())}
         return [places[key] for key in sorted(places)]
 
-    # -- parse -------------------------------------------------------------------------------
+    # -- tail and parse ----------------------------------------------------------------------
+
+    async def _prepare(self, place: Position) -> tuple[Chunk, Parsed]:
+        """Return the chunk behind ``place``, parsed. Raises `tail.Rewritten` and OSError."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            start = ahead[0].start
+            if (start.offset, start.anchor) == (place.offset, place.anchor):
+                return ahead
+        chunk = await asyncio.to_thread(
+            tail.read, self._path, place, unended=self._once,
+            max_line=self._scenes.settings.max_line_bytes,
+        )  # fmt: skip
+        return self._parse(chunk)
+
+    async def _look_ahead(self, place: Position) -> None:
+        """Prepare what comes next. What is wrong with it is found when its turn comes."""
+        with suppress(tail.Rewritten, OSError):
+            self._ahead = await self._prepare(place)
+            if not self._ahead[0].lines:
+                self._ahead = None  # the file may have grown by then
 
     def _parse(self, chunk: Chunk) -> tuple[Chunk, Parsed]:
         """Parse up to where one call would hold too much for the server or the backlog.
@@ -135,8 +186,8 @@ class Follower:
                 continue
             item = parse(line.data, utf16=chunk.utf16, agent=self._scenes.settings.agent)
             if isinstance(item, Work):
-                units += len(item.units)
-                weight += item.bytes
+                units += len(item.new.payloads)
+                weight += item.weight
                 if parsed and (units > most or weight > _BATCH_BYTES):
                     break
             parsed.append((line, item))
@@ -161,19 +212,35 @@ class Follower:
             else:
                 bad.append(Reject(self.key, line, item.problems, item.task_id))
         await self._report.write(bad)  # first: no position may pass a line that nobody can find
-        found = await asyncio.gather(
-            *(
-                self._pass_bad(chunk.end, len(bad), blank)
-                if reader is self._rejected
-                else self._offer(reader, work[reader.name], chunk.end)
-                for reader in here
-            )
-        )
-        await self._report.write([reject for duplicates in found for reject in duplicates])
+        found: list[Reject] = []
+
+        async def send(sending: Coroutine[Any, Any, list[Reject]]) -> None:
+            found.extend(await sending)
+
+        async with asyncio.TaskGroup() as group:
+            for reader in here:
+                if reader is self._rejected and (bad or blank):
+                    group.create_task(send(self._pass_bad(chunk.end, len(bad), blank)))
+                elif reader is not self._rejected and work[reader.name]:
+                    group.create_task(send(self._offer(reader, work[reader.name], chunk.end)))
+                else:
+                    reader.skip(chunk.end)
+            await asyncio.sleep(0)  # they are on their way to the server
+            await self._look_ahead(chunk.end)
+        await self._report.write(found)
+        self._since_reminder += 1
+        if self._since_reminder >= _REMIND:
+            await self._remind()
+
+    async def _remind(self) -> None:
+        """Tell the queue of positions that moved without work."""
+        self._since_reminder = 0
+        late = [reader for reader in self._free() if reader.skipped]
+        await asyncio.gather(*(self._send(reader, [], reader.position) for reader in late))
 
     async def _pass_bad(self, end: Position, bad: int, blank: int) -> list[Reject]:
         """Move on past lines that belong to no scene."""
-        if (await self._rejected.publish([], end, 1)).outcome == "published":
+        if (await self._send(self._rejected, [], end)).outcome == "published":
             self._scenes.metrics.lines.labels("rejected").inc(bad)
             self._scenes.metrics.lines.labels("blank").inc(blank)
         return []
@@ -184,9 +251,9 @@ class Follower:
         """Publish one scene's part of a chunk; returns its duplicates."""
         start, metrics = reader.position, self._scenes.metrics
         work = [(line, item) for line, item in work if line.offset >= start.offset]
-        reply = await reader.publish(
-            [item.units for _, item in work], end, self._scenes.settings.max_backlog
-        )
+        if reader.name in self._recovering:
+            work = await asyncio.to_thread(self._unfinished, work)
+        reply = await self._send(reader, [item.new for _, item in work], end)
         self._scenes.set_blocked(reader.name, reply.outcome == "full")
         if reply.outcome == "moved" and not self._shared:
             self._shared = True
@@ -200,6 +267,27 @@ class Follower:
         metrics.lines.labels("duplicate").inc(len(new))
         problem = (("task_id", "duplicate task_id"),)
         return [Reject(self.key, line, problem, item.task.task_id) for line, item in new]
+
+    async def _send(self, reader: Reader, tasks: Sequence[NewTask], end: Position) -> PublishReply:
+        reply = await reader.publish(tasks, end, self._scenes.settings.max_backlog)
+        if reader.forgotten:
+            self._forgotten(reader)
+        return reply
+
+    def _unfinished(self, work: list[tuple[Line, Work]]) -> list[tuple[Line, Work]]:
+        """Leave out what the store holds the end of already."""
+        kept = [(line, item) for line, item in work if item.task not in self._finished]
+        self._before += len(work) - len(kept)
+        return kept
+
+    def _forgotten(self, reader: Reader) -> None:
+        """The queue does not know where we were: read the file again."""
+        log.error(
+            "queue.forgotten", scene=reader.name, file=self.key,
+            hint="the file is read again; tasks whose results are in the store are not run again",
+        )  # fmt: skip
+        reader.restart(self._size)
+        self._recovering.add(reader.name)
 
     # -- the file as a whole -----------------------------------------------------------------
 
@@ -227,6 +315,9 @@ class Follower:
             self._seen = 0
         if self._still[0] != self._size:
             self._still = (self._size, time.monotonic())
+        if self._before:
+            log.info("file.finished_before", file=self.key, tasks=self._before)
+            self._before = 0
         still = time.monotonic() - self._still[1]
         if self.done and still > _SETTLED:
             for reader in self._readers:

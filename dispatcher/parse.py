@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
 from common.model import explain
+from common.queue.keys import LANES
+from common.queue.scene_queue import NewTask
 from common.task import (
     SCENE_ALIASES,
     AnswerCheck,
-    Assignment,
     CommandCheck,
     FileCheck,
     Reference,
@@ -31,7 +31,9 @@ _MAX_DEPTH = 100
 what anybody writes by hand."""
 _MAX_PROBLEMS = 10
 """Enough to mend a line; a line of a hundred thousand unknown fields must not hold the rest up."""
-_LONG_NUMBER = re.compile(rb"\d{19}")
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_NUMBER = b"0" * 19
+"""In a line whose digits are all made 0: four times as fast as a regular expression."""
 _MODELS: dict[str, type[BaseModel]] = {
     "": Task, "sampling": Sampling, "reference": Reference, "actions": ReferenceAction,
     "stdout": StdoutCheck, "command": CommandCheck, "file": FileCheck, "answer": AnswerCheck,
@@ -48,16 +50,17 @@ class Bad:
     task_id: str | None = None
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """A good line: what it puts into the queue."""
 
-    task: Task
     scene: str
-    units: tuple[Assignment, ...]
-    """One for each sample."""
-    bytes: int
-    """About what all of them weigh in the queue."""
+    new: NewTask
+    task: Task
+
+    @property
+    def weight(self) -> int:
+        """Bytes it takes in the queue, about."""
+        return len(self.new.payloads[0]) * len(self.new.payloads)
 
 
 def parse(data: bytes, *, utf16: bool = False, agent: str = "llm") -> Work | Bad | None:
@@ -76,22 +79,36 @@ def parse(data: bytes, *, utf16: bool = False, agent: str = "llm") -> Work | Bad
         return _line_problem(f"each line must be one JSON object {{…}}; this is {_kind(value)}")
     if _too_deep(data, value):
         return _bad(value, ("(line)", f"nested more than {_MAX_DEPTH} levels deep"))
-    if _LONG_NUMBER.search(data) and (number := _too_big(data)):
+    if _LONG_NUMBER in data.translate(_DIGITS) and (number := _too_big(data)):
         reason = f"the number {number[:40]} does not fit 64 bits; write it as text"
         return _bad(value, ("(line)", reason))
     try:
         task = Task.model_validate(value)
         if agent != "llm" and "agent" not in value:
             # After the id was made from the line alone: who acts must not change it.
-            task = Task.model_validate({**value, "task_id": task.task_id, "agent": agent})
-        units = tuple(Assignment(task=task, sample=n) for n in range(task.samples))
-        # Proof that publishing cannot fail on it: pydantic reads larger numbers than JSON has.
-        weight = len(units[0].encode()) * len(units)
+            value = {**value, "task_id": task.task_id, "agent": agent}
+            task = Task.model_validate(value)
+        if "task_id" not in value or value["task_id"] is None:
+            value = {**value, "task_id": task.task_id}
+        payloads = _payloads(value, task.samples)
     except ValidationError as error:
         return _bad(value, *(_in_words(value, *found) for found in explain(error)[:_MAX_PROBLEMS]))
     except (TypeError, ValueError, RecursionError) as error:
         return _bad(value, ("(line)", f"cannot be queued: {error}"))
-    return Work(task, task.scene, units, weight)
+    lane = LANES.index(task.lane) + 1
+    return Work(task.task_type, NewTask(task.task_id, lane, payloads), task)
+
+
+def _payloads(value: dict[str, Any], samples: int) -> list[bytes]:
+    """Return the assignments of a task, as `Assignment.encode` would write them.
+
+    From the line itself, which has just been proved to be a task: a third of what it takes to
+    build the models and write those. Raises `TypeError` for what JSON cannot say.
+    """
+    first = orjson.dumps({"task": value})
+    if samples == 1:
+        return [first]
+    return [first, *(orjson.dumps({"task": value, "sample": n}) for n in range(1, samples))]
 
 
 def too_long(size: int, limit: int) -> Bad:

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import orjson
 
 from common.queue.connection import Server
-from common.queue.scene_queue import PublishReply, SceneQueue
-from common.task import Assignment
+from common.queue.scene_queue import NewTask, PublishReply, SceneQueue
 from dispatcher.tail import Position
 
 REJECTED = "rejected"
@@ -52,17 +51,37 @@ class Reader:
         self._queue = SceneQueue(server, name)
         self._file = file
         self._stored = ""
+        self.forgotten = False
+        """Somebody flushed the server, or put another in its place."""
 
     async def load(self) -> None:
         self._take(await self._queue.position(self._file))
 
+    @property
+    def new(self) -> bool:
+        """The queue knows no position: the file is new to it, or the server was flushed."""
+        return not self._stored
+
+    def skip(self, end: Position) -> None:
+        """Move to ``end``, past lines that are none of ours.
+
+        Only our copy moves, and the queue's with the next `publish`: whoever starts again in
+        between reads those lines once more, and passes over them once more.
+        """
+        self.position = self.position.after(end)
+
+    @property
+    def skipped(self) -> bool:
+        """Are we further than the queue knows?"""
+        return bool(self.position.offset) and str(self.position) != self._stored
+
     async def publish(
-        self, tasks: Sequence[Sequence[Assignment]], end: Position, max_backlog: int
+        self, tasks: Sequence[NewTask], end: Position, max_backlog: int
     ) -> PublishReply:
         """Queue the scene's tasks up to ``end`` and move there, in one call.
 
         When somebody else moved the position, ours becomes theirs; whether it fits the file is
-        seen at the next read.
+        seen at the next read. When the queue has forgotten where we were, `forgotten` is set.
         """
         new = str(self.position.after(end))
         reply = await self._queue.publish(
@@ -71,11 +90,20 @@ class Reader:
         if reply.outcome == "published":
             self._take(new)
         elif reply.outcome == "moved":
+            self.forgotten = bool(self._stored) and not reply.position
             self._take(reply.position)
         return reply
 
+    async def look(self) -> None:
+        """Set `forgotten` if the queue knows no position any more, when nothing is published."""
+        if self._stored and not await self._queue.position(self._file):
+            self.forgotten = True
+            self._take("")
+
     def restart(self, size: int) -> None:
-        """Begin the file, now ``size`` bytes long, again: it is not the one we read."""
+        """Begin the file, now ``size`` bytes long, again: it is not the one we read, or the queue
+        is not the one we wrote to."""
+        self.forgotten = False
         self.position = self.position.restarted(size)
 
     def finish_reread(self) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 ANCHOR_BYTES = 4096
 CHUNK_BYTES = 256 * 1024
-CHUNK_LINES = 500
+CHUNK_LINES = 1000
 _SCAN_BYTES = 1 << 20
 _KEEP_BYTES = 2048
 """What is kept of a line too long to read: enough for a person to recognise it."""
@@ -125,7 +125,7 @@ class Chunk:
 
 
 def read(path: Path, start: Position, *, max_line: int, unended: bool = False) -> Chunk:
-    """Return the whole lines behind ``start``: at most 500, a few hundred KiB or one long line.
+    """Return the whole lines behind ``start``: at most 1,000, a few hundred KiB or one long line.
 
     A line longer than ``max_line`` bytes is passed over in constant memory and cut. With
     ``unended`` a last line counts even without its newline. Raises `Rewritten`, or OSError when
@@ -161,16 +161,18 @@ def read(path: Path, start: Position, *, max_line: int, unended: bool = False) -
 
 def _split(block: bytes, at: int, start: Position, max_line: int) -> tuple[list[Line], Position]:
     """Return the lines that end within ``block`` from index ``at``, and the place behind them."""
-    lines: list[Line] = []
-    shift = start.offset - at
-    while len(lines) < CHUNK_LINES and (stop := block.find(b"\n", at)) >= 0:
-        number = start.line + len(lines) + 1
-        lines.append(_line(at + shift, number, block[at:stop], max_line))
-        at = stop + 1
-    if not lines:
+    parts = block[at : block.rfind(b"\n", at) + 1].split(b"\n", CHUNK_LINES)[:-1]
+    if not parts:
         return [], start
-    mark = anchor(block[max(0, at - ANCHOR_BYTES) : at])
-    return lines, Position(at + shift, start.line + len(lines), mark)
+    lines: list[Line] = []
+    offset, number = start.offset, start.line
+    for data in parts:
+        number += 1
+        lines.append(_line(offset, number, data, max_line))
+        offset += len(data) + 1
+    stop = at + offset - start.offset
+    mark = anchor(block[max(0, stop - ANCHOR_BYTES) : stop])
+    return lines, Position(offset, number, mark)
 
 
 def _line(offset: int, number: int, data: bytes, max_line: int) -> Line:

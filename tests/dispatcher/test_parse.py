@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.task import Assignment
 from dispatcher.parse import Bad, Work, parse
 from tests.dispatcher.desk import line
 
@@ -37,7 +38,9 @@ def test_the_users_first_lines_are_welcome() -> None:
 def test_samples_become_one_assignment_each() -> None:
     got = parse(line("a", samples=3))
     assert isinstance(got, Work)
-    assert [unit.unit for unit in got.units] == ["r1-s0", "r1-s1", "r1-s2"]
+    made = [Assignment.model_validate_json(payload) for payload in got.new.payloads]
+    assert [unit.unit for unit in made] == ["r1-s0", "r1-s1", "r1-s2"]
+    assert made == [Assignment(task=got.task, sample=n) for n in range(3)]
 
 
 def test_the_same_line_without_an_id_has_the_same_id() -> None:
@@ -92,7 +95,7 @@ def test_a_blank_line_is_nothing(data: bytes) -> None:
         (with_metadata("1e999"), "(line)", "infinity"),
         (with_metadata("1" * 30), "(line)", f"number {'1' * 30} does not fit 64 bits"),
         (with_metadata("-" + "9" * 19), "(line)", "does not fit 64 bits"),
-        (line("a", sampling={"seed": "9" * 30}), "(line)", "cannot be queued: Integer exceeds"),
+        (line("a", sampling={"seed": "9" * 30}), "sampling.seed", "less than 9223372036854775808"),
         (with_metadata(deep(101)), "(line)", "nested more than 100 levels"),
         (with_metadata(deep(900)), "(line)", "nested more than 100 levels"),
         (b"[" * 100_000, "(line)", "depth limit"),
@@ -155,4 +158,4 @@ def test_no_line_raises(data: bytes) -> None:
 def test_no_field_raises_and_what_passes_can_be_queued(field: str, value: Any) -> None:
     got = parse(json.dumps({**GOOD, field: value}).encode())
     if isinstance(got, Work):
-        assert orjson.loads(got.units[0].encode())["task"]["task_id"] == got.task.task_id
+        assert Assignment.model_validate_json(got.new.payloads[0]).task == got.task

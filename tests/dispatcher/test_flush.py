@@ -1,0 +1,68 @@
+"""A queue that has forgotten everything: nothing is lost, and nothing that was paid for runs again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+
+from common.queue.connection import Server
+from common.store import Store
+from common.task import Assignment, Task
+from tests.dispatcher.desk import Desk, line, lines
+from tests.dispatcher.test_dispatch import names
+from tests.exporters.attempts import attempt, review_of
+from tests.helpers import eventually
+
+
+def decide(output: Path, data: bytes, decision: str = "accepted", sample: int = 0) -> None:
+    """Put a decided attempt at the task of this line into the store."""
+    task = Task.model_validate(orjson.loads(data))
+    trajectory = attempt(
+        task_id=task.task_id, sample=sample, revision=1,
+        attempt_id=f"r1-s{sample}-1700000000000-0-d1-0a1b2c3d",
+        assignment=Assignment(task=task, sample=sample), task_sha256=task.sha256,
+    )  # fmt: skip
+    store = Store(output)
+    store.write_attempt(trajectory)
+    store.write_review(review_of(trajectory).model_copy(update={"decision": decision}))
+
+
+async def test_a_flush_under_an_idle_dispatcher_is_noticed_and_mended(desk: Desk) -> None:
+    desk.append(lines(names(0, 20)) + lines(names(0, 3, "w"), "web") + b"no json\n")
+    async with desk.following():
+        await desk.done()
+        await desk.server.client.flushall()
+        await desk.arrived(names(0, 20))
+        await desk.arrived(names(0, 3, "w"), "web")
+    assert len(desk.rejected()) == 1
+
+
+async def test_a_flush_in_the_middle_of_a_file_loses_no_line(desk: Desk) -> None:
+    desk.append(lines(names(0, 3000)))
+    async with desk.following():
+        await eventually(lambda: desk.count("dispatched") >= 1000, "the first chunk")
+        await desk.server.client.flushall()
+        desk.append(lines(names(3000, 3500)))
+        await eventually(lambda: _all(desk, 3500), "all lines, whatever was there before")
+    assert await desk.ids() == names(0, 3500)
+
+
+async def _all(desk: Desk, count: int) -> bool:
+    return len(await desk.ids()) >= count
+
+
+async def test_what_the_store_holds_the_end_of_is_not_run_again_after_a_flush(
+    desk: Desk, server: Server
+) -> None:
+    tasks = [line(f"t{n}", samples=2 if n == 3 else 1) for n in range(6)]
+    desk.append(b"\n".join(tasks) + b"\n")
+    await desk.once()
+    decide(desk.output, tasks[0])
+    decide(desk.output, tasks[1], "iterate")  # its next revision was queued, and is lost
+    decide(desk.output, tasks[2], "human")
+    decide(desk.output, tasks[3])  # one sample of two
+    decide(desk.output, line("t4", description="Another task by that name."))
+    await server.client.flushall()
+    await desk.once()
+    assert set(await desk.ids()) == {"t1", "t3", "t4", "t5"}
