@@ -25,6 +25,11 @@ def transcript(trajectory: Trajectory, review: Review | None, *, full: bool) -> 
         f"in {trajectory.environment.backend} · {trajectory.total_duration:.1f} s · "
         f"{trajectory.usage.prompt_tokens}+{trajectory.usage.completion_tokens} tokens",
     )
+    if replayed := trajectory.replayed_usage.calls:
+        head.append(
+            f"\nresumed: {replayed} of {trajectory.usage.calls} model answers are those an earlier "
+            "attempt paid for; every action was executed again"
+        )
     parts: list[RenderableType] = [head, Panel(clean(task.description), title="task")]
     for hint in trajectory.assignment.hints:
         parts.append(clean(f"hint: {hint}", style="yellow"))
@@ -61,6 +66,8 @@ def _step(step: Step, full: bool) -> RenderableType:
     mark = "[green]ok[/]" if step.success else "[red]failed[/]"
     code = "" if step.exit_code is None else f" · exit {step.exit_code}"
     title = f"step {step.step_id} · {step.action.tool}"
+    if step.replayed:
+        title += " · replayed answer"
     return Panel(
         body,
         title=Text(title),

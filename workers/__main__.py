@@ -18,6 +18,9 @@ from common.llm.client import connect
 from common.llm.types import ModelUnavailable
 from common.logs import logger
 from common.process import until
+from common.quota.budgets import BudgetWatch
+from common.quota.gate import Gate
+from common.quota.terms import BudgetExceeded
 from common.service import Service, run
 from common.store import open_store
 from workers.models import Policies
@@ -45,9 +48,15 @@ async def work(service: Service, scenes: list[str], *, needs_model: bool) -> Non
     store = open_store(settings.output)
     built = [build(name, settings, metrics) for name in scenes]
     policies = Policies([], deadline=settings.llm_deadline, metrics=metrics)
-    models = connect(settings, observe=policies.observe) if needs_model else []
+    gate = Gate(service.server, service.consumer, metrics=metrics)
+    watch = BudgetWatch(service.server, metrics=metrics)
+    models = (
+        connect(settings, observe=policies.observe, gate=gate, watch=watch) if needs_model else []
+    )
     policies.use(models)
     try:
+        if models:
+            await until(service.draining, watch.start())
         for scene in built:
             log.info("scene.open", scene=scene.name, **await scene.open())
             await scene.reap()
@@ -58,7 +67,7 @@ async def work(service: Service, scenes: list[str], *, needs_model: bool) -> Non
                 break
             try:
                 log.info("model.ready", answer=await model.check())
-            except ModelUnavailable as error:
+            except (ModelUnavailable, BudgetExceeded) as error:
                 # It may come back, and tasks wait in the queue until it does.
                 log.warning("model.unavailable", error=str(error))
         worker = Worker(
@@ -71,6 +80,8 @@ async def work(service: Service, scenes: list[str], *, needs_model: bool) -> Non
             await scene.close()
         for model in models:
             await model.close()
+        await gate.close()
+        await watch.close()
 
 
 def main() -> int:

@@ -61,6 +61,10 @@ class _Record:
     malformed: int = 0
     malformed_in_a_row: int = 0
     throttled: float = 0.0
+    waited: float = 0.0
+    """Seconds, for our own journal."""
+    replayed: Usage = Usage()
+    """Of answers that earlier attempts paid for."""
     answer: str = ""
     stop: StopReason | None = None
     failure: Failure | None = None
@@ -118,8 +122,10 @@ class Episode:
 
     @property
     def _remaining(self) -> float:
-        """Seconds the agent has left; waiting for somebody else's rate limit is not its time."""
-        spent = time.monotonic() - self._first_sight - self._r.throttled
+        """Seconds the agent has left; waiting for rate limits, or for our own queue server, is not
+        its time."""
+        r = self._r
+        spent = time.monotonic() - self._first_sight - r.throttled - r.waited
         return self.assignment.task.timeout - spent
 
     async def _act_until_the_end(self, environment: Environment) -> None:
@@ -170,7 +176,10 @@ class Episode:
             r.messages = list(turn.sent)
         r.messages.append(turn.message)
         r.usage = r.usage + turn.usage
+        if turn.replayed:
+            r.replayed = r.replayed + turn.usage
         r.throttled += turn.throttled
+        r.waited += turn.waited
         return turn
 
     def _object(self, turn: Turn, reason: str) -> None:
@@ -221,6 +230,7 @@ class Episode:
                     usage=usage,
                     parse=turn.parse,
                     model_source=self.policy.agent.model_source,
+                    replayed=turn.replayed,
                 )
             )
             usage = Usage()
@@ -300,6 +310,7 @@ class Episode:
             verdict=r.verdict,
             failure=r.failure,
             usage=r.usage,
+            replayed_usage=r.replayed,
             started_at=self._began,
             finished_at=self._began + (time.monotonic() - self._clock),
             throttled=round(r.throttled, 3),

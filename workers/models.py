@@ -41,10 +41,14 @@ class Policies:
         now = time.monotonic()
         well = (m for m in self._models if now >= self._unwell.get(m.provider, 0.0))
         model = next(well, self._models[0])
+        if (exceeded := model.objection(task.scene, task.sampling)) is not None:
+            raise exceeded  # before a sandbox is started for nothing
         headers = {"x-fleet-task": task.task_id, "x-fleet-attempt": attempt_id}
         # Header values are ASCII; an id in other letters is told by its hash-free escape.
         headers = {k: v.encode("ascii", "backslashreplace").decode() for k, v in headers.items()}
-        return ModelPolicy(model, task.sampling, deadline=self._deadline, headers=headers)
+        return ModelPolicy(
+            model, task.sampling, deadline=self._deadline, headers=headers, account=task.scene
+        )
 
     def observe(self, call: CallRecord) -> None:
         """Count one model call; remember a provider that gave way."""

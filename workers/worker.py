@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import orjson
 from pydantic import ValidationError
 
 from common import __version__
 from common.failures import (
     ConfigurationError,
     Failure,
-    FailureClass,
     FailureKind,
     FleetError,
     LeaseLost,
@@ -24,8 +22,8 @@ from common.logs import logger
 from common.metrics import Metrics
 from common.model import explain
 from common.process import until
-from common.queue.committer import Committer, Dead, Done, Outcome, Retry
-from common.queue.connection import Server, ServerGone
+from common.queue.committer import Cancelled, Committer, Dead, Outcome, Retry
+from common.queue.connection import BLOCK_MS, Server, ServerGone
 from common.queue.heartbeat import Heartbeat
 from common.queue.scene_queue import Lease, SceneQueue, wait_any
 from common.serve import Health
@@ -35,10 +33,17 @@ from common.task import Assignment
 from common.trajectory import Provenance, Trajectory
 from workers.environment import Scene
 from workers.episode import Episode, EpisodeLimits
+from workers.journal import Journal
+from workers.outcome import outcome_of, retry_of
 from workers.policies.base import PolicyFactory
+from workers.policies.journaled import Journaled
+from workers.policies.model import ModelPolicy
 
 log = logger("worker")
 
+_RECLAIM = 0.15
+"""Leases between two looks for silent owners: with jitter and the owner's last renewal, its work
+runs again within 1.2 leases of its death."""
 _HOLD_CHECK = 3.0
 """Seconds between looks whether a store that could not be written can be again."""
 
@@ -50,7 +55,8 @@ class _Running:
     lease: Lease
     queue: SceneQueue
     task: asyncio.Task[None] | None = None
-    lost: bool = False
+    stopped: Literal["", "lost", "cancelled"] = ""
+    """Why its task was cancelled, where it is not for draining."""
 
 
 @dataclass
@@ -61,7 +67,9 @@ class _Line:
     queue: SceneQueue
     committer: Committer
     reclaim_at: float = 0.0
-    empty: bool = field(default=False)
+    running: int = 0
+    served: int = 0
+    """The turn in which it last got work: who waited longest goes first."""
 
 
 class Worker:
@@ -90,17 +98,21 @@ class Worker:
             queue = SceneQueue(
                 server, scene.name, consumer=consumer, ledger_ttl=settings.ledger_ttl
             )
-            committer = Committer(queue, max_retries=settings.max_retries)
+            committer = Committer(
+                queue, max_retries=settings.max_retries, max_waits=settings.max_waits
+            )
             self._lines.append(_Line(scene, queue, committer))
             metrics.slots.labels(scene.name).set(settings.concurrency)
         self._running: dict[Lease, _Running] = {}
+        self._turn = 0
         self._freed = asyncio.Event()
         self._holding: str | None = None
         self._broken: ConfigurationError | None = None
         self._draining = asyncio.Event()
         self._heartbeat = Heartbeat(
-            server.url, lease=settings.lease, on_lost=self._on_lost, card=self._card
-        )
+            server.url, lease=settings.lease, on_lost=self._on_lost,
+            on_cancelled=self._on_cancelled, card=self._card,
+        )  # fmt: skip
         for line in self._lines:
             self._heartbeat.announce(line.queue)
         self._provenance = Provenance(
@@ -130,27 +142,40 @@ class Worker:
     # -- take --------------------------------------------------------------------------------
 
     async def _take_until_draining(self, group: asyncio.TaskGroup) -> None:
-        turn = 0
         while not self._draining.is_set() and self._broken is None:
             self._health.turn()
             self._heartbeat.pulse()
             free = self._settings.concurrency - len(self._running)
             if self._holding is not None or free <= 0:
                 await self._until_freed()
-                continue
-            # Each scene in turn is asked first, so that none lives off the others' slots.
-            order = self._lines[turn % len(self._lines) :] + self._lines[: turn % len(self._lines)]
-            turn += 1
-            taken = 0
-            for line in order:
-                leases = await self._leases(line, free - taken)
+            elif await self._fill(group, free) == 0:
+                await self._until_work()
+
+    async def _fill(self, group: asyncio.TaskGroup, free: int) -> int:
+        """Take work for free slots; returns how much there was.
+
+        Every scene may have its share of all slots first, the neediest before the others; what
+        they leave goes to whoever has more.
+        """
+        self._turn += 1
+        share = max(1, self._settings.concurrency // len(self._lines))
+        taken, hungry = 0, sorted(self._lines, key=lambda line: (line.running, line.served))
+        for limit in (share, self._settings.concurrency):
+            fed, hungry = hungry, []
+            for line in fed:
+                want = min(free - taken, limit - line.running)
+                if want <= 0:
+                    hungry.append(line)
+                    continue
+                leases = await self._leases(line, want)
                 for lease in leases:
                     self._start(group, line, lease)
+                if leases:
+                    line.served = self._turn
                 taken += len(leases)
-                if taken >= free:
-                    break
-            if taken == 0:
-                await self._until_work()
+                if len(leases) == want:
+                    hungry.append(line)
+        return taken
 
     async def _leases(self, line: _Line, want: int) -> list[Lease]:
         """New work, and now and then what silent consumers held."""
@@ -158,13 +183,14 @@ class Worker:
         now = time.monotonic()
         if now >= line.reclaim_at and self._heartbeat.steady:
             lease = self._settings.lease
-            line.reclaim_at = now + lease / 4 * random.uniform(0.75, 1.25)
+            line.reclaim_at = now + lease * _RECLAIM * random.uniform(0.75, 1.25)
             await line.queue.promote()
             got = await line.queue.reclaim(
                 want,
                 lease=lease,
                 max_deliveries=self._settings.max_deliveries,
                 holding=[held for held in self._running if held.scene == line.scene.name],
+                heard=self._heartbeat.heard,
             )
             leases = got.leases
             if leases:
@@ -184,12 +210,16 @@ class Worker:
         self._metrics.queue_wait.labels(lease.scene).observe(waited)
         running = _Running(lease, line.queue)
         self._running[lease] = running
+        line.running += 1
         self._heartbeat.hold(line.queue, lease)
         running.task = group.create_task(self._attempt(line, running), name=lease.task_id)
 
     async def _until_work(self) -> None:
         """Wait for an entry in any stream, a free moment, or the order to drain."""
-        await until(self._draining, wait_any([line.queue for line in self._lines]))
+        due = min(line.reclaim_at for line in self._lines) - time.monotonic()
+        # Overdue: the heartbeat is not steady yet, and nothing can be taken over before it is.
+        block = BLOCK_MS if due <= 0 else max(10, min(BLOCK_MS, int(due * 1000)))
+        await until(self._draining, wait_any([line.queue for line in self._lines], block))
 
     async def _until_freed(self) -> None:
         self._freed.clear()
@@ -211,9 +241,11 @@ class Worker:
             log.warning("lease.lost", task_id=lease.task_id, attempt_id=lease.attempt_id)
         except asyncio.CancelledError:
             # Lost to another consumer, or handed back while draining; both are recorded there.
-            outcome = "lost" if running.lost else "released"
-            if not running.lost and not self._draining.is_set():
+            outcome = running.stopped or "released"
+            if not running.stopped and not self._draining.is_set():
                 raise
+            if running.stopped == "cancelled":
+                await self._commit_quietly(line, lease, Cancelled())
         except StoreError as error:
             outcome, error_type = await self._unwritten(line, running, error)
         except ConfigurationError as error:
@@ -234,6 +266,7 @@ class Worker:
             )
             self._heartbeat.drop(lease)
             self._running.pop(lease, None)
+            line.running -= 1
             self._freed.set()
 
     async def _run_and_commit(self, line: _Line, running: _Running) -> tuple[str, str]:
@@ -252,6 +285,8 @@ class Worker:
         except FleetError as error:
             await line.committer.commit(lease, Dead(error.kind.value, str(error)))
             return "dead", error.kind.value
+        if assignment.task.resumable and isinstance(policy, ModelPolicy):
+            policy = Journaled(policy, Journal(line.queue, lease.task_id, lease.unit))
         episode = Episode(
             assignment,
             lease.attempt_id,
@@ -263,7 +298,7 @@ class Worker:
         )
         trajectory = await episode.run()
         digest = await asyncio.to_thread(self._store.write_attempt, trajectory)
-        outcome, name = self._outcome(trajectory, digest)
+        outcome, name = outcome_of(trajectory, digest, base=self._settings.retry_delay)
         try:
             await line.committer.commit(lease, outcome)
         except LeaseLost:
@@ -272,38 +307,19 @@ class Worker:
             )
             raise
         self._count(trajectory, name)
+        self._metrics.replayed.labels(lease.scene).inc(trajectory.replayed_usage.calls)
         failure = trajectory.failure
         log.info(
             "attempt.finished", **bound, trace_id=trajectory.trace_id, outcome=name,
             stop_reason=trajectory.stop_reason.value, steps=len(trajectory.steps),
+            replayed=trajectory.replayed_steps or None,
             seconds=trajectory.total_duration, error_type=failure.kind.value if failure else None,
             error=failure.message[:300] if failure and name in ("retried", "dead") else None,
         )  # fmt: skip
         return name, failure.kind.value if failure else ""
 
-    def _outcome(self, trajectory: Trajectory, digest: str) -> tuple[Outcome, str]:
-        """Decide from the failure's class what the lease ends with."""
-        failure = trajectory.failure
-        if failure is not None and failure.failure_class is FailureClass.INFRASTRUCTURE:
-            return self._retry(failure), "retried"
-        if failure is not None and failure.failure_class is FailureClass.TASK:
-            return Dead(failure.kind.value, failure.message[:2000]), "dead"
-        passed = trajectory.verdict.passed
-        name = "unverified" if passed is None else "passed" if passed else "failed"
-        event = {
-            "attempt_id": trajectory.attempt_id,
-            "revision": trajectory.revision,
-            "sample": trajectory.sample,
-            "sha256": digest,
-            "passed": passed,
-        }
-        return Done(trajectory.attempt_id, orjson.dumps(event)), name
-
     def _retry(self, failure: Failure) -> Retry:
-        """A spread first delay (it doubles with each retry), never less than we were asked to."""
-        delay = random.uniform(0.5, 1.0) * self._settings.retry_delay
-        delay = max(delay, (failure.retry_after or 0.0) * random.uniform(1.0, 1.25))
-        return Retry(delay, f"{failure.kind.value}: {failure.message[:1500]}")
+        return retry_of(failure, base=self._settings.retry_delay)
 
     async def _commit_quietly(self, line: _Line, lease: Lease, outcome: Outcome) -> None:
         try:
@@ -328,9 +344,16 @@ class Worker:
 
     def _on_lost(self, lease: Lease) -> None:
         """Another consumer has it: stop at once, its result could not be committed anyway."""
+        self._stop(lease, "lost")
+
+    def _on_cancelled(self, lease: Lease) -> None:
+        """A person asked for it."""
+        self._stop(lease, "cancelled")
+
+    def _stop(self, lease: Lease, why: Literal["lost", "cancelled"]) -> None:
         running = self._running.get(lease)
-        if running is not None and running.task is not None:
-            running.lost = True
+        if running is not None and running.task is not None and not running.stopped:
+            running.stopped = why
             running.task.cancel()
 
     async def _unwritten(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from common.llm.types import ToolMode
+from common.llm.types import Source, ToolMode
 from common.task import Assignment
 from common.trajectory import Action, Agent, Usage
 from workers.tools import Toolbox, ToolOutput
@@ -26,6 +26,12 @@ class Turn:
     throttled: float = 0.0
     sent: tuple[dict[str, Any], ...] = ()
     """The chat as it really went out, where that is not as it was given."""
+    source: Source | None = None
+    """Who served the model; None where none was asked."""
+    replayed: bool = False
+    """The answer is an earlier attempt's, asked for with this very request."""
+    waited: float = 0.0
+    """Seconds our own journal took: not the agent's time."""
 
     @property
     def native_ids(self) -> list[str]:
@@ -36,9 +42,13 @@ class Turn:
 class Policy(Protocol):
     """Decides. Raises the model client's errors; those of infrastructure end the episode."""
 
-    mode: ToolMode
-    view_chars: int
-    """Characters of one result this policy is shown."""
+    @property
+    def mode(self) -> ToolMode: ...
+
+    @property
+    def view_chars(self) -> int:
+        """Characters of one result this policy is shown."""
+        ...
 
     def show(self, toolbox: Toolbox) -> Toolbox:
         """Return the tools this policy can use."""

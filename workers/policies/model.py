@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from common.failures import FailureKind, FleetError
-from common.llm.request import examples
+from common.llm.request import encode, examples
 from common.llm.types import ChatModel, ModelMisconfigured, ModelReply, ToolMode
 from common.task import Sampling
 from common.trajectory import Action, Agent
@@ -14,15 +15,25 @@ from workers.tools import FINISH, Toolbox, ToolOutput
 
 _CHARS_PER_TOKEN = 3
 _PROGRAMS = ("run_python", "run_shell")
+_SHAPES_REQUESTS = {"tool_mode", "parallel_tools", "max_tokens_field", "extra_body"}
+"""The capabilities that decide what a request looks like."""
 
 
 class ModelPolicy:
     """Asks one model of one provider; never another within the same episode."""
 
     def __init__(
-        self, model: ChatModel, sampling: Sampling, *, deadline: float, headers: dict[str, str]
+        self,
+        model: ChatModel,
+        sampling: Sampling,
+        *,
+        deadline: float,
+        headers: dict[str, str],
+        account: str = "",
     ) -> None:
+        """``account``: the scene whose budget pays."""
         self._model = model
+        self._account = account
         self._sampling = sampling
         # What we send where the task does not say is part of how it was sampled.
         ours = {
@@ -37,6 +48,15 @@ class ModelPolicy:
         self.mode: ToolMode = model.capabilities.tool_mode
         # One result may fill an eighth of the context, so that a handful of steps fit.
         self.view_chars = min(16_000, model.capabilities.max_context * _CHARS_PER_TOKEN // 8)
+        self._same = encode(
+            {
+                "provider": model.provider,
+                "model": sampling.model or model.model,
+                "sampling": said,
+                **model.capabilities.model_dump(mode="json", include=_SHAPES_REQUESTS),
+            }
+        )
+        """The part of every request of this policy that does not change."""
 
     @property
     def agent(self) -> Agent:
@@ -70,6 +90,17 @@ class ModelPolicy:
         repeated, self._program = action.arguments == self._program, dict(action.arguments)
         return output.text.strip() if output.success or repeated else None
 
+    def request(self, chat: list[dict[str, Any]], toolbox: Toolbox) -> str:
+        """Return the sha256 (hex) of all that decides what the model would be asked now."""
+        asked = hashlib.sha256(self._same)
+        asked.update(encode({"mode": self.mode, "tools": toolbox.schemas, "messages": chat}))
+        return asked.hexdigest()
+
+    def recall(self, turn: Turn) -> None:
+        """Go on from ``turn`` as if `act` had just returned it."""
+        if turn.source is not None:
+            self._source = turn.source
+
     async def act(self, chat: list[dict[str, Any]], toolbox: Toolbox, *, deadline: float) -> Turn:
         try:
             reply = await self._model.complete(
@@ -78,6 +109,7 @@ class ModelPolicy:
                 self._sampling,
                 deadline=min(self._deadline, deadline),
                 headers=self._headers,
+                account=self._account,
             )
         except ModelMisconfigured as error:
             named = self._sampling.model
@@ -107,6 +139,7 @@ class ModelPolicy:
             parse=reply.parse,
             throttled=reply.throttled,
             sent=reply.sent,
+            source=reply.source,
         )
 
     @staticmethod

@@ -1,0 +1,75 @@
+"""One worker, several scenes: none lives off the others' slots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from common.metrics import Metrics
+from common.queue.connection import Server
+from common.queue.scene_queue import SceneQueue
+from common.serve import Health
+from common.settings import load
+from common.store import Store
+from common.task import Task
+from tests.chaos.scene import NapScene, executions, line
+from tests.helpers import eventually, units
+from workers.models import Policies
+from workers.worker import Worker
+
+
+@asynccontextmanager
+async def working(
+    server: Server, folder: Path, scenes: list[str], concurrency: int
+) -> AsyncIterator[Path]:
+    """A worker in this process; yields the log of what its scenes executed."""
+    settings = load(
+        redis_url=server.url, output=folder / "out", lease=5.0, concurrency=concurrency,
+        drain_grace=5.0,
+    )  # fmt: skip
+    log, metrics, draining = folder / "log", Metrics(), asyncio.Event()
+    worker = Worker(
+        settings, server, Store(settings.output), [NapScene(name, log) for name in scenes],
+        Policies([], deadline=1.0, metrics=metrics), metrics, Health(), consumer="w",
+    )  # fmt: skip
+    running = asyncio.create_task(worker.run(draining))
+    try:
+        yield log
+    finally:
+        draining.set()
+        await asyncio.wait_for(running, 20)
+
+
+async def publish(server: Server, scene: str, count: int, seconds: float) -> None:
+    tasks = [Task.model_validate(line(f"{scene}-{n}", scene, seconds)) for n in range(count)]
+    await SceneQueue(server, scene).publish([units(task) for task in tasks])
+
+
+async def test_a_small_scene_gets_its_share_beside_a_large_one(
+    server: Server, tmp_path: Path
+) -> None:
+    await publish(server, "code", 60, 0.05)
+    await publish(server, "web", 12, 0.05)
+    async with working(server, tmp_path, ["code", "web"], 4) as log:
+        await eventually(lambda: len(executions(log)) >= 40, "40 tasks have begun")
+    began = [e.task_id.split("-")[0] for e in executions(log)]
+    assert began[:30].count("web") == 12  # half of the slots as long as it had work
+
+
+async def test_long_tasks_of_one_scene_give_way_as_they_end(server: Server, tmp_path: Path) -> None:
+    await publish(server, "code", 12, 0.4)
+    async with working(server, tmp_path, ["code", "web"], 4) as log:
+        await eventually(lambda: len(executions(log)) == 4, "one scene holds every slot")
+        await publish(server, "web", 4, 0.05)
+        await eventually(lambda: len(executions(log)) == 16, "all have begun")
+    began = [e.task_id.split("-")[0] for e in executions(log)]
+    assert began[4:9].count("web") >= 3  # the next slots that came free
+
+
+async def test_a_scene_alone_has_all_slots(server: Server, tmp_path: Path) -> None:
+    await publish(server, "code", 4, 2.0)
+    async with working(server, tmp_path, ["code", "web"], 4) as log:
+        await eventually(lambda: len(executions(log)) == 4, "all have begun")
+        assert (await SceneQueue(server, "code").counts())["committed"] == 0  # none had to wait

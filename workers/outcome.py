@@ -1,0 +1,41 @@
+"""What a lease ends with, decided from how its attempt went."""
+
+from __future__ import annotations
+
+import random
+
+import orjson
+
+from common.failures import Failure, FailureClass, FailureKind
+from common.queue.committer import Dead, Done, Outcome, Retry
+from common.trajectory import Trajectory
+
+
+def outcome_of(trajectory: Trajectory, digest: str, *, base: float) -> tuple[Outcome, str]:
+    """Return what to commit, and its name in the metrics.
+
+    ``digest``: sha256 of the attempt's file. ``base``: seconds before a first retry.
+    """
+    failure = trajectory.failure
+    if failure is not None and failure.failure_class is FailureClass.INFRASTRUCTURE:
+        return retry_of(failure, base=base), "retried"
+    if failure is not None and failure.failure_class is FailureClass.TASK:
+        return Dead(failure.kind.value, failure.message[:2000]), "dead"
+    passed = trajectory.verdict.passed
+    event = {
+        "attempt_id": trajectory.attempt_id,
+        "revision": trajectory.revision,
+        "sample": trajectory.sample,
+        "sha256": digest,
+        "passed": passed,
+    }
+    name = "unverified" if passed is None else "passed" if passed else "failed"
+    return Done(orjson.dumps(event)), name
+
+
+def retry_of(failure: Failure, *, base: float) -> Retry:
+    """A spread first delay (it doubles with each retry), never less than we were asked to."""
+    delay = random.uniform(0.5, 1.0) * base
+    delay = max(delay, (failure.retry_after or 0.0) * random.uniform(1.0, 1.25))
+    error = f"{failure.kind.value}: {failure.message[:1500]}"
+    return Retry(delay, error, counted=failure.kind is not FailureKind.RATE_LIMITED)
