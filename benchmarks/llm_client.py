@@ -1,4 +1,4 @@
-"""How close the model client comes to the ideal: `python -m benchmarks.llm_client`.
+"""How close the model client comes to the ideal: `python -m benchmarks llm`.
 
 64 calls in flight against a server that answers each after 200 ms: at best 320 calls a second. The
 request is that of a normal agent turn, 41 messages and 12 tools, about 41 KB. The server runs in a
@@ -7,7 +7,6 @@ process of its own; raw aiohttp, without parsing or retries, shows what the mach
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import multiprocessing
@@ -20,9 +19,8 @@ from typing import Any
 import aiohttp
 import uvloop
 from aiohttp import web
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.rows import Row, Section, at_least
 from common.llm.client import OpenAIChat
 from common.llm.providers import ProviderConfig, registry
 from common.task import Sampling
@@ -30,34 +28,33 @@ from common.task import Sampling
 LATENCY = 0.2  # seconds
 IN_FLIGHT = 64
 GOAL = 0.9  # of the ideal
+SECONDS, ROUNDS = 3.0, 2  # the best round counts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.llm_client")
-    parser.add_argument("--seconds", type=float, default=5.0, help="per round")
-    parser.add_argument("--rounds", type=int, default=3, help="the best one counts")
-    options = parser.parse_args()
+def main() -> list[Section]:
     chat, tools = request()
     size = len(json.dumps({"messages": chat, "tools": tools}))
     url, server = start_server()
     try:
-        rows = uvloop.run(measure(url, chat, tools, options.seconds, options.rounds))
+        rows = uvloop.run(measure(url, chat, tools, SECONDS, ROUNDS))
     finally:
         server.terminate()
         server.join()
     ideal = IN_FLIGHT / LATENCY
-    table = Table(title=f"{IN_FLIGHT} in flight x {LATENCY * 1000:.0f} ms, {size / 1000:.0f} KB")
-    for column in ("client", "calls/s", "of the ideal", "CPU ms/call"):
-        table.add_column(column, justify="left" if column == "client" else "right")
-    table.add_row("ideal", f"{ideal:.0f}", "100 %", "")
-    for name, rate, cpu in rows:
-        table.add_row(name, f"{rate:.0f}", f"{rate / ideal:.0%}", f"{cpu * 1000:.2f}")
-    Console().print(table)
-    raw, ours = (rate for _, rate, _ in rows)
-    met = "met" if ours / ideal >= GOAL else "missed"
-    print(
-        f"goal {GOAL:.0%} of the ideal: {met} ({ours / ideal:.1%}; of raw aiohttp {ours / raw:.1%})"
+    section = Section(
+        f"Model client, {IN_FLIGHT} calls in flight, {LATENCY * 1000:.0f} ms, {size / 1000:.0f} KB"
     )
+    section.headings = ("client", "calls/s", "of the ideal", "CPU ms/call")
+    section.lines = [("ideal", f"{ideal:.0f}", "100 %", "")]
+    for name, rate, cpu in rows:
+        section.lines.append((name, f"{rate:.0f}", f"{rate / ideal:.0%}", f"{cpu * 1000:.2f}"))
+    raw, ours = (rate for _, rate, _ in rows)
+    section.rows = [
+        Row("model client, of the ideal", ours / ideal * 100, "%", at_least(GOAL * 100),
+            f"{ours / raw:.1%} of raw aiohttp"),
+        Row("  CPU", rows[1][2] * 1e3, "ms a call"),
+    ]  # fmt: skip
+    return [section]
 
 
 async def measure(
@@ -174,7 +171,3 @@ def _serve(started: Connection) -> None:
         await asyncio.Event().wait()
 
     uvloop.run(serve())
-
-
-if __name__ == "__main__":
-    main()

@@ -16,13 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.rows import Row, Section
 from workers.sandboxes.protocol import SandboxSpec
 from workers.sandboxes.registry import provider
 
-N = 300
+N = 200
 CODE = "print(6 * 7)"
 
 
@@ -93,7 +91,7 @@ def _jails(n: int) -> tuple[float, float]:
     return time.perf_counter() - clock, _children() + mine.ru_utime + mine.ru_stime - used
 
 
-def main() -> None:
+def main() -> list[Section]:
     with tempfile.TemporaryDirectory() as folder:
         start = _fleet(Path(folder), 1)
         whole = _fleet(Path(folder), N)
@@ -105,12 +103,17 @@ def main() -> None:
             whole[0] - start[0], whole[1] - start[1],
         ),
     }  # fmt: skip
-    table = Table(title=f"whole path, {N} tasks, 1 worker of 8", title_justify="left")
-    for heading in ("", "tasks/s", "CPU ms/trajectory", "CPU of bare"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    section = Section(f"Whole path, {N} tasks, 1 worker of 8 slots")
+    section.headings = ("", "tasks/s", "CPU ms/trajectory", "CPU of bare")
     bare = rows["bare subprocess: python3 -c"][1]
     for name, (wall, cpu) in rows.items():
-        table.add_row(name, f"{N / wall:.1f}", f"{cpu / N * 1e3:.1f}", f"{cpu / bare:.1f} x")
-    console = Console()
-    console.print(table)
-    console.print(f"start and stop of the fleet with one task: {start[0]:.1f} s wall")
+        section.lines.append(
+            (name, f"{N / wall:.1f}", f"{cpu / N * 1e3:.1f}", f"{cpu / bare:.1f} x")
+        )
+    wall, cpu = list(rows.values())[-1]
+    section.rows = [
+        Row("whole path, oracle, one jail a task", N / wall, "tasks/s"),
+        Row("  CPU of everything", cpu / N * 1e3, "ms a trajectory"),
+        Row("start and stop of the fleet with one task", start[0], "s"),
+    ]
+    return [section]
