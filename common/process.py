@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import os
 import secrets
 import signal
@@ -22,6 +23,17 @@ def die_with_parent(parent_pid: int | None) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent_pid:  # it went before we asked
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def calm_collector() -> None:
+    """Let the garbage collector look less often, and never at what start-up made.
+
+    A tenth to a fifth of the CPU of a busy dispatcher or worker went into looking at objects that
+    live until the process ends.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def consumer_name() -> str:

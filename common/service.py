@@ -12,7 +12,8 @@ import uvloop
 from common import logs
 from common.failures import ConfigurationError
 from common.metrics import Metrics
-from common.process import consumer_name, die_with_parent, drain_on_signal, until
+from common.presence import Presence
+from common.process import calm_collector, consumer_name, die_with_parent, drain_on_signal, until
 from common.queue.connection import Server, ServerGone
 from common.serve import Health, serving
 from common.settings import Settings, load
@@ -25,6 +26,8 @@ EXIT_SERVER_GONE = 75
 """EX_TEMPFAIL: told to end while the queue server was away."""
 _LAST_PATIENCE = 5.0
 """Seconds a draining process waits for an absent server; until then it waits for ever."""
+AFTER_THE_REST = 30.0
+"""Seconds beyond the grace period of workers after which a drain leaves what is not reviewed."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,19 @@ class Service:
     consumer: str
 
 
-def run(name: str, work: Callable[[Service], Awaitable[None]], **overrides: Any) -> int:
+def run(
+    name: str,
+    work: Callable[[Service], Awaitable[None]],
+    *,
+    last: Callable[[Server], Awaitable[bool]] | None = None,
+    **overrides: Any,
+) -> int:
     """Run ``work`` as the service ``name``; returns the exit code.
 
-    SIGTERM and SIGINT set `Service.draining`. A `ConfigurationError`, and nothing else that is
-    expected, ends the process with a non-zero code and one sentence.
+    SIGTERM and SIGINT set `Service.draining`, and so does `fleet drain`: but for a service that
+    the others need only when ``last`` holds, or half a minute after their grace period. A
+    `ConfigurationError`, and nothing else that is expected, ends the process with a non-zero code
+    and one sentence.
     """
     wrong: list[BaseException] = []
     gone = ""
@@ -57,7 +68,7 @@ def run(name: str, work: Callable[[Service], Awaitable[None]], **overrides: Any)
                 "FLEET_REDIS_URL is not set; start everything at once with `fleet up`, "
                 "or name a Valkey or Redis server: FLEET_REDIS_URL=redis://127.0.0.1:6379/0"
             )
-        uvloop.run(_run(name, work, settings))
+        uvloop.run(_run(name, work, settings, last))
     except* ConfigurationError as group:
         wrong = _leaves(group)
     except* ServerGone as group:
@@ -71,7 +82,12 @@ def run(name: str, work: Callable[[Service], Awaitable[None]], **overrides: Any)
     return EXIT_CONFIGURATION if wrong else 0
 
 
-async def _run(name: str, work: Callable[[Service], Awaitable[None]], settings: Settings) -> None:
+async def _run(
+    name: str,
+    work: Callable[[Service], Awaitable[None]],
+    settings: Settings,
+    last: Callable[[Server], Awaitable[bool]] | None,
+) -> None:
     draining = asyncio.Event()
     drain_on_signal(draining)
     assert settings.redis_url is not None
@@ -93,7 +109,12 @@ async def _run(name: str, work: Callable[[Service], Awaitable[None]], settings: 
             await until(draining, server.check())
             if not draining.is_set():
                 logs.logger(name).info(f"{name}.started")
-                await work(Service(settings, server, metrics, health, draining, consumer))
+                calm_collector()
+                async with Presence(
+                    server, name, consumer, draining,
+                    last=last, patience=settings.drain_grace + AFTER_THE_REST,
+                ):  # fmt: skip
+                    await work(Service(settings, server, metrics, health, draining, consumer))
             logs.logger(name).info(f"{name}.stopped")
     finally:
         losing.cancel()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import jsonschema
+import orjson
 from jsonschema.protocols import Validator
 
 from common.failures import Failure
@@ -68,6 +70,12 @@ FINISH_TOOL = Tool(
 )
 
 
+@lru_cache(maxsize=1024)
+def _validator(schema: bytes) -> Validator:
+    """Every episode of a scene shows the same tools: what checks them is made once."""
+    return jsonschema.Draft202012Validator(orjson.loads(schema))
+
+
 @dataclass
 class Toolbox:
     """The tools of one episode, in the order in which the model sees them."""
@@ -97,7 +105,7 @@ class Toolbox:
             return f"there is no tool {action.tool[:64]!r}; the tools are: {', '.join(names)}"
         validator = self._validators.get(action.tool)
         if validator is None:
-            validator = jsonschema.Draft202012Validator(self[action.tool].parameters)
+            validator = _validator(orjson.dumps(self[action.tool].parameters))
             self._validators[action.tool] = validator
         problems = [
             f"{'.'.join(str(p) for p in e.absolute_path) or 'arguments'}: {e.message[:300]}"

@@ -353,6 +353,7 @@ class Worker:
     def _stop(self, lease: Lease, why: Literal["lost", "cancelled"]) -> None:
         running = self._running.get(lease)
         if running is not None and running.task is not None and not running.stopped:
+            log.warning(f"lease.{why}", task_id=lease.task_id, attempt_id=lease.attempt_id)
             running.stopped = why
             running.task.cancel()
 

@@ -258,9 +258,9 @@ class SceneQueue:
         """Read the scene's state, all of it at one moment."""
         keys = (self.keys.prefix, *self.keys.lanes)
         row = await self.server.fcall("counts", keys, ())
-        lengths, (reviewing, delayed), pending = row[:3], row[3:5], row[5:8]
+        lengths, (reviewing, delayed), running = row[:3], row[3:5], sum(row[5:8])
         stats, control = (_pairs(flat) for flat in row[8:])
-        paused, running = control.get("paused", ""), sum(pending)
+        paused = control.get("paused", "")
         return Counts(
             waiting=sum(lengths) - running,
             running=running,

@@ -49,7 +49,7 @@ local function commit(keys, argv)
     local ours
     if held[lane] and (whole[lane] or held[lane][entry]) then
       ours = held[lane][entry] == deliveries
-      held[lane][entry] = nil -- the same lease twice in one batch commits once
+      if ours then held[lane][entry] = nil end -- twice in one batch, it commits once
     else
       ours = ended[lane][entry] == nil and owns(stream, 'workers', consumer, entry, deliveries)
     end

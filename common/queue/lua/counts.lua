@@ -3,8 +3,8 @@
 --
 -- KEYS  prefix, hi, mid, lo
 -- ARGV  none
--- Reply {length of hi, mid, lo, events and delayed, pending of hi, mid and lo, stats (flat),
---        control (flat)}
+-- Reply {length of hi, mid, lo, events and delayed, then of hi, mid and lo how many a consumer works
+--        on (what one handed back waits again), stats (flat), control (flat)}
 local function counts(keys)
   local prefix, reply = keys[1], {}
   for lane = 2, 4 do reply[#reply + 1] = redis.call('XLEN', keys[lane]) end
@@ -13,7 +13,11 @@ local function counts(keys)
   for lane = 2, 4 do
     -- A lane that nobody has touched yet has no group, and XPENDING of it is an error.
     local pending = redis.pcall('XPENDING', keys[lane], 'workers')
-    reply[#reply + 1] = pending.err and 0 or pending[1]
+    local running = pending.err and 0 or pending[1]
+    for _, owner in ipairs(not pending.err and pending[4] or {}) do
+      if owner[1] == RELEASED then running = running - tonumber(owner[2]) end
+    end
+    reply[#reply + 1] = running
   end
   reply[#reply + 1] = redis.call('HGETALL', prefix .. 'stats')
   reply[#reply + 1] = redis.call('HGETALL', prefix .. 'control')
