@@ -25,7 +25,9 @@ class Settings(BaseSettings):
 
     # Where things are
     redis_url: str | None = None
-    """Valkey or Redis >= 7. Absent: `fleet up` starts an embedded Valkey."""
+    """Valkey or Redis >= 7: `redis://:password@host:6379/0`, or the master behind Sentinels:
+    `redis+sentinel://:password@host:26379,host2:26379/service/0?sentinel_password=…` (`rediss` with
+    TLS). Absent: `fleet up` starts an embedded Valkey."""
     output: Path = Path("output")
     """The store: trajectories, blobs, reviews, rejected lines."""
     cache: Path = Field(
@@ -46,6 +48,9 @@ class Settings(BaseSettings):
     """Consumers that may die on an entry before it is dead-lettered as poison."""
     max_retries: int = Field(default=5, ge=0)
     """Retries of an attempt that infrastructure broke."""
+    max_waits: int = Field(default=100, ge=0)
+    """Retries of an attempt that a provider's rate limit held up for FLEET_LLM_RATE_LIMIT_BUDGET.
+    Each waited minutes already: about a day. They use up no other retries."""
     retry_delay: float = Field(default=2.0, gt=0)
     """Seconds before the first retry; doubles each time, with jitter, up to 5 minutes."""
     max_backlog: int = Field(default=100_000, ge=1)
@@ -92,6 +97,17 @@ class Settings(BaseSettings):
     """Seconds one call may wait for 429s before the task goes back to the queue."""
     llm_concurrency: int = Field(default=64, ge=1)
     """Calls in flight per process."""
+    llm_price: tuple[float, float] | None = None
+    """What the model of a custom URL costs: US dollars per million prompt and completion tokens, as
+    `[0.4, 1.6]`; `[0, 0]` for one of your own. A budget in dollars needs it."""
+    llm_rpm: int = Field(default=0, ge=0)
+    """Requests a minute to one provider key, of the whole fleet. 0: no limit known."""
+    llm_tpm: int = Field(default=0, ge=0)
+    """Tokens a minute to one provider key, prompts and answers, of the whole fleet. 0: none."""
+    budget_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """US dollars the run may spend on models; `fleet up` sets it, `fleet budget` changes it."""
+    budget_tokens: int | None = Field(default=None, ge=0)
+    """Tokens the run may use."""
     model_file: Path | None = None
     """A GGUF file for the embedded model, instead of the pinned one."""
     embedded_url: str | None = None

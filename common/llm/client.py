@@ -22,35 +22,56 @@ from common.llm.pacing import Backoff, Call, Pacer
 from common.llm.parse import read_answer, with_ids
 from common.llm.providers import ProviderConfig, choose
 from common.llm.request import Request, encode, shape
+from common.llm.toll import Toll
 from common.llm.types import (
     CallRecord,
     ChatModel,
     ErrorType,
     Headers,
+    ModelFailure,
     ModelMisconfigured,
     ModelRateLimited,
     ModelRefused,
     ModelReply,
-    ModelUnavailable,
     Observe,
     Source,
 )
+from common.quota.budgets import BudgetWatch
+from common.quota.gate import Gate
+from common.quota.terms import BudgetExceeded
 from common.settings import Settings
 from common.task import Sampling
+from common.trajectory import Usage
 
 _CHECK_DEADLINE = 30.0  # seconds
+_NEVER_CONNECTED = (
+    httpx2.ConnectError,
+    httpx2.ConnectTimeout,
+    httpx2.PoolTimeout,
+    aiohttp.ClientConnectorError,
+    ConnectionRefusedError,
+)
 _USER_AGENT = f"trajectory-fleet/{__version__}"
 
 
-def connect(settings: Settings, *, observe: Observe | None = None) -> list[ChatModel]:
+def connect(
+    settings: Settings,
+    *,
+    observe: Observe | None = None,
+    gate: Gate | None = None,
+    watch: BudgetWatch | None = None,
+) -> list[ChatModel]:
     """Return the models the settings configure, the one to use first; close each in the end.
 
-    They share one pool of connections. Raises `ConfigurationError` as `choose` does, and when the
+    They share one pool of connections. ``gate`` and ``watch``: the limits and budgets of the fleet
+    (see `OpenAIChat`). Raises `ConfigurationError` as `choose` does, and when the
     embedded model is all there is but none is running.
     """
     configs = choose(settings)
     pool = Pool()
-    models: list[ChatModel] = [OpenAIChat(one, pool=pool, observe=observe) for one in configs]
+    models: list[ChatModel] = [
+        OpenAIChat(one, pool=pool, observe=observe, gate=gate, watch=watch) for one in configs
+    ]
     for one in configs:
         cost(one, one.model, 0, 0, 0)  # loads the price list now, not in the first call
     return models
@@ -89,8 +110,13 @@ class OpenAIChat:
         observe: Observe | None = None,
         backoff: Backoff | None = None,
         trace_headers: bool | None = None,
+        gate: Gate | None = None,
+        watch: BudgetWatch | None = None,
     ) -> None:
         """Make a client; nothing is sent yet.
+
+        ``gate``: keeps to the limits and budgets that all processes share; without one, this
+        process paces itself. ``watch``: lets `objection` know of budgets.
 
         ``trace_headers``: pass the `headers` of a call on to the server. Default: only to one on
         this machine, since other people's servers have no business with our ids.
@@ -107,8 +133,12 @@ class OpenAIChat:
         self.capabilities = config.capabilities
         self._config = config
         self._observe = observe
-        self._trace = is_loopback(config.base_url) if trace_headers is None else trace_headers
-        self._pacer = Pacer(config.name, config.concurrency, backoff or Backoff())
+        self._pacer = Pacer(
+            config.name, config.concurrency, backoff or Backoff(), fleet=gate is not None
+        )
+        local = is_loopback(config.base_url)
+        self._trace = local if trace_headers is None else trace_headers
+        self._toll = Toll(config, gate, watch, local=local) if gate is not None else None
         self._pool = (pool or Pool()).share()
         self._url = httpx2.URL(config.base_url.rstrip("/") + "/chat/completions")
         self._headers = {"Content-Type": "application/json", "User-Agent": _USER_AGENT}
@@ -127,28 +157,25 @@ class OpenAIChat:
         *,
         deadline: float,
         headers: Headers | None = None,
+        account: str = "",
     ) -> ModelReply:
         """Ask once; see `common.llm.types.ChatModel`."""
-        call = Call(sampling.model or self.model, deadline, self._config.rate_limit_budget)
+        model, budget = sampling.model or self.model, self._config.rate_limit_budget
+        call = Call(model, deadline, budget, account)
         reply: ModelReply | None = None
         error: ErrorType | None = "cancelled"
         try:
             request = shape(messages, tools, self._config.capabilities_of(call.model))
             body = self._body(call.model, request, sampling)
             async with self._pacer.slot(call):
-                answer = await self._ask(
-                    call, encode(body), headers if self._trace and headers else {}
+                answer, usage = await self._ask(
+                    call, body, headers if self._trace and headers else {}
                 )
-            reply = self._read(call, request, body, answer, tools)
+            reply = self._read(call, request, answer, usage, tools)
             error = None
-        except ModelRateLimited:
-            error = "rate_limited"
-            raise
-        except ModelUnavailable:
-            error = "unavailable"
-            raise
-        except ModelRefused:
-            error = "refused"
+        except (ModelFailure, BudgetExceeded) as failure:
+            failure.throttled = call.throttled
+            error = _type_of(failure)
             raise
         except ModelMisconfigured:
             error = "misconfigured"
@@ -162,6 +189,11 @@ class OpenAIChat:
         question = [{"role": "user", "content": "Answer with one word: ready?"}]
         reply = await self.complete(question, [], Sampling(max_tokens=16), deadline=_CHECK_DEADLINE)
         return f"{self.provider}: {reply.model} answered in {reply.duration:.1f} s"
+
+    def objection(self, account: str, sampling: Sampling) -> BudgetExceeded | None:
+        """Return why a call could not be paid for; see `common.llm.types.ChatModel`."""
+        model = sampling.model or self.model
+        return self._toll.objection(account, model) if self._toll is not None else None
 
     async def close(self) -> None:
         await self._pool.release()
@@ -182,15 +214,29 @@ class OpenAIChat:
             "messages": request.messages,
         }
 
-    async def _ask(self, call: Call, body: bytes, headers: Headers) -> dict[str, Any]:
-        """Send until an answer is whole, at the pace the provider allows."""
+    async def _ask(
+        self, call: Call, asked: dict[str, Any], headers: Headers
+    ) -> tuple[dict[str, Any], Usage]:
+        """Send until an answer is whole, at the pace provider and fleet allow."""
+        body = encode(asked)
         while True:
             await self._pacer.wait_while_paused(call)
             try:
-                async with self._pacer.working(call):
-                    return await self._send(call.model, body, headers)
+                if self._toll is None:
+                    return await self._once(call, asked, body, headers)
+                async with self._toll.passing(call, body, asked) as fare:
+                    answer, usage = await self._once(call, asked, body, headers)
+                    fare.paid(usage)
+                return answer, usage
             except Transient as fault:
                 await self._pacer.after(fault, call)
+
+    async def _once(
+        self, call: Call, asked: dict[str, Any], body: bytes, headers: Headers
+    ) -> tuple[dict[str, Any], Usage]:
+        async with self._pacer.working(call):
+            answer = await self._send(call.model, body, headers)
+        return answer, usage_of(self._config, call.model, asked, answer)
 
     async def _send(self, model: str, body: bytes, headers: Headers) -> dict[str, Any]:
         """Send one request and return its body once it is a chat completion."""
@@ -204,7 +250,10 @@ class OpenAIChat:
         except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
             cause = error.__cause__ or error
             reason = scrub(f"{type(cause).__name__} {cause}".strip(), self._config)
-            raise Transient("connection", f"lost the connection ({reason})") from None
+            unsent = isinstance(error, _NEVER_CONNECTED)
+            raise Transient(
+                "connection", f"lost the connection ({reason})", unsent=unsent
+            ) from None
         if not response.is_success:
             raise of_status(self._config, model, response)
         return read_body(response)
@@ -213,8 +262,8 @@ class OpenAIChat:
         self,
         call: Call,
         request: Request,
-        body: dict[str, Any],
         answer: dict[str, Any],
+        usage: Usage,
         tools: list[dict[str, Any]],
     ) -> ModelReply:
         choice, served = answer["choices"][0], answer.get("model")
@@ -233,7 +282,7 @@ class OpenAIChat:
             calls=read.calls,
             finish_reason=choice["finish_reason"],
             parse=read.parse,
-            usage=usage_of(self._config, call.model, body, answer),
+            usage=usage,
             model=served if isinstance(served, str) and served else call.model,
             source=self.source,
             sent=tuple(request.messages) if request.changed else (),
@@ -259,6 +308,18 @@ class OpenAIChat:
                 parse=reply.parse if reply else None,
             )
         )
+
+
+def _type_of(failure: ModelFailure | BudgetExceeded) -> ErrorType:
+    match failure:
+        case BudgetExceeded():
+            return "budget_exceeded"
+        case ModelRateLimited():
+            return "rate_limited"
+        case ModelRefused():
+            return "refused"
+        case _:
+            return "unavailable"
 
 
 def is_loopback(url: str) -> bool:

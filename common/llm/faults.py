@@ -38,10 +38,19 @@ _REALLY_THE_MODEL = re.compile(r"model[ _]not[ _](?:exist|found)|model_not_found
 class Transient(Exception):
     """This request failed, the next may not."""
 
-    def __init__(self, label: str, message: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        message: str,
+        retry_after: float | None = None,
+        *,
+        unsent: bool = False,
+    ) -> None:
         super().__init__(message)
         self.label = label
         self.retry_after = retry_after
+        self.unsent = unsent
+        """There was no connection to send it over: it cost nothing."""
 
 
 class Limited(Transient):

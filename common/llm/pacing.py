@@ -44,6 +44,9 @@ class Call:
     model: str
     deadline: float
     budget: float
+    account: str = ""
+    ticket: int = 0
+    """Its place in the fleet's line, once it has one: kept through 429s."""
     spent: float = 0.0
     throttled: float = 0.0
     limited: int = 0
@@ -53,7 +56,12 @@ class Call:
 class Pacer:
     """The pace of one provider in this process."""
 
-    def __init__(self, provider: str, concurrency: int, backoff: Backoff) -> None:
+    def __init__(
+        self, provider: str, concurrency: int, backoff: Backoff, *, fleet: bool = False
+    ) -> None:
+        """``fleet``: 429s are waited out in the line of the whole fleet (`common.llm.toll`), not
+        here."""
+        self._fleet = fleet
         self._provider = provider
         self._concurrency = concurrency
         self._backoff = backoff
@@ -106,6 +114,9 @@ class Pacer:
         if isinstance(fault, Limited):
             call.limited += 1
             floor = fault.retry_after or 0.0
+            if self._fleet:
+                self._afford(call, floor, str(fault))
+                return
             self._paused_until = max(self._paused_until, time.monotonic() + floor)
             await self._throttle(call, self._backoff.pause(call.limited, floor), str(fault))
             return
@@ -120,13 +131,16 @@ class Pacer:
         call.spent += pause
         await asyncio.sleep(pause)
 
-    async def _throttle(self, call: Call, pause: float, why: str) -> None:
+    def _afford(self, call: Call, pause: float, why: str) -> None:
         if call.throttled + pause > call.budget:
             raise ModelRateLimited(
                 f"{self._provider}: {why} {call.throttled:.0f} s of {call.budget:.0f} s "
                 f"(FLEET_LLM_RATE_LIMIT_BUDGET) were spent waiting, {pause:.0f} s more are needed",
                 retry_after=pause,
             )
+
+    async def _throttle(self, call: Call, pause: float, why: str) -> None:
+        self._afford(call, pause, why)
         started = time.monotonic()
         try:
             await asyncio.sleep(pause)

@@ -24,6 +24,8 @@ class ProviderRecord(Contract):
     model: str | None = None
     prices: str | None = None
     concurrency: int | None = Field(default=None, ge=1)
+    rpm: int = Field(default=0, ge=0)
+    tpm: int = Field(default=0, ge=0)
     defaults: Capabilities
     models: dict[str, Capabilities] = Field(default_factory=dict)
 
@@ -46,6 +48,10 @@ class ProviderConfig(Contract):
     """Calls in flight per process."""
     rate_limit_budget: float
     """Seconds one call may wait for rate limits."""
+    rpm: int = 0
+    """Requests a minute of the whole fleet; 0: no limit known."""
+    tpm: int = 0
+    """Tokens a minute of the whole fleet; 0: no limit known."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -108,6 +114,9 @@ def _owner(names: list[str], model: str | None) -> str:
 
 def _configure(name: str, settings: Settings, model: str | None) -> ProviderConfig:
     record = registry()[name]
+    if name == "custom" and settings.llm_price is not None:
+        priced = record.defaults.model_copy(update={"price": settings.llm_price})
+        record = record.model_copy(update={"defaults": priced})
     key = _key(name, settings)
     base_url = {"custom": settings.llm_base_url, "embedded": settings.embedded_url}.get(
         name, record.base_url
@@ -133,6 +142,8 @@ def _configure(name: str, settings: Settings, model: str | None) -> ProviderConf
         source="embedded" if name == "embedded" else "api",
         concurrency=min(settings.llm_concurrency, record.concurrency or settings.llm_concurrency),
         rate_limit_budget=settings.llm_rate_limit_budget,
+        rpm=settings.llm_rpm or record.rpm,
+        tpm=settings.llm_tpm or record.tpm,
     )
 
 

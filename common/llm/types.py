@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue
 
 from common.failures import ConfigurationError, FailureKind, FleetError
 from common.model import Contract
+from common.quota.terms import BudgetExceeded
 from common.task import Sampling
 from common.trajectory import Usage
 
@@ -82,7 +83,9 @@ class ModelReply(Contract):
     """Seconds of work: requests and back-off, without `throttled`."""
 
 
-ErrorType = Literal["rate_limited", "unavailable", "refused", "misconfigured", "cancelled"]
+ErrorType = Literal[
+    "rate_limited", "unavailable", "refused", "misconfigured", "budget_exceeded", "cancelled"
+]
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,14 @@ class CallRecord:
 Observe = Callable[[CallRecord], None]
 
 
-class ModelUnavailable(FleetError):
+class ModelFailure(FleetError):
+    """A model call that came to nothing."""
+
+    throttled: float = 0.0
+    """Seconds it had waited for rate limits and slots: not the task's time."""
+
+
+class ModelUnavailable(ModelFailure):
     """The provider failed for good within this call's deadline and retries. Infrastructure."""
 
     kind = FailureKind.NETWORK_ERROR
@@ -118,7 +128,7 @@ class ModelRateLimited(ModelUnavailable):
     kind = FailureKind.RATE_LIMITED
 
 
-class ModelRefused(FleetError):
+class ModelRefused(ModelFailure):
     """The provider understood and said no to this request (400, 422): context overflow and such.
     Sending it again cannot help; the episode ends with `model_error`."""
 
@@ -148,12 +158,19 @@ class ChatModel(Protocol):
         *,
         deadline: float,
         headers: Headers | None = None,
+        account: str = "",
     ) -> ModelReply:
         """Ask once. ``deadline``: seconds in all, retries included, waits for 429 not.
 
         ``headers`` (`x-fleet-task`, `x-fleet-attempt`) reach servers on this machine only.
-        Raises `ModelUnavailable`, `ModelRateLimited`, `ModelRefused`, `ModelMisconfigured`.
+        ``account``: the scene whose budget pays, besides that of the run.
+        Raises `ModelUnavailable`, `ModelRateLimited`, `ModelRefused`, `BudgetExceeded` (all with
+        the seconds they had `throttled`), `ModelMisconfigured`.
         """
+        ...
+
+    def objection(self, account: str, sampling: Sampling) -> BudgetExceeded | None:
+        """Return why a call could not be paid for, from memory; None if it can, or nobody knows."""
         ...
 
     async def check(self) -> str:

@@ -1,0 +1,197 @@
+"""Hard budgets in tokens and US dollars: how people and `fleet up` set them, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from common.logs import logger
+from common.metrics import Metrics
+from common.queue.connection import Server
+from common.queue.control import AUDIT, Who
+from common.quota import library
+from common.quota.keys import RUN, scope_of
+from common.quota.terms import NANO, BudgetExceeded, exceeded
+
+log = logger("quota")
+
+_LOOK = 1.0  # seconds
+_STALE = 5.0
+"""Seconds after which what was seen is no reason to refuse anything any more."""
+_UNITS = ("usd", "tok")
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """One unit of a budget: nano-USD, or tokens."""
+
+    limit: int | None
+    spent: int
+    held: int
+    """Reserved by calls in flight."""
+    least: int
+    """The smallest reservation ever asked for; 0: none yet."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Is too little left for any call such as were made before?"""
+        return self.limit is not None and self.limit - self.spent < max(1, self.least)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one scope may spend, and has spent."""
+
+    scope: str
+    """`run`, or `scene:<scene>`."""
+    usd: Amounts
+    tokens: Amounts
+    calls: int
+    """Settled."""
+
+
+async def read_budgets(server: Server) -> dict[str, Budget]:
+    """Return every budget and everything spent, by scope, the run first."""
+    found = {}
+    for scope, flat in await library.call(server, "budgets"):
+        fields = {flat[i].decode(): int(float(flat[i + 1])) for i in range(0, len(flat), 2)}
+        usd, tokens = (
+            Amounts(
+                fields.get(f"{unit}_limit"),
+                fields.get(f"{unit}_spent", 0),
+                fields.get(f"{unit}_held", 0),
+                fields.get(f"{unit}_least", 0),
+            )
+            for unit in _UNITS
+        )
+        name = scope.decode()
+        found[name] = Budget(name, usd, tokens, fields.get("calls", 0))
+    return dict(sorted(found.items()))
+
+
+async def set_budget(
+    server: Server,
+    who: Who,
+    *,
+    scene: str | None = None,
+    usd: float | None = None,
+    tokens: int | None = None,
+) -> None:
+    """Set the limits that are given, of a scene or of the run; what is spent stays spent."""
+    fields: list[object] = []
+    if usd is not None:
+        fields += ["usd_limit", round(usd * NANO)]
+    if tokens is not None:
+        fields += ["tok_limit", tokens]
+    said = {"usd": usd, "tokens": tokens}
+    detail = {name: value for name, value in said.items() if value is not None}
+    await _change(server, who, "budget.set", scene, fields, detail)
+
+
+async def clear_budget(
+    server: Server, who: Who, *, scene: str | None = None, spent: bool = False
+) -> None:
+    """Take both limits away; with ``spent`` also count from nothing again."""
+    fields: list[object] = ["usd_limit", "", "tok_limit", ""]
+    if spent:
+        fields += ["spent", 0]
+    await _change(server, who, "budget.clear", scene, fields, {"spent": spent})
+
+
+async def apply_budgets(server: Server, who: Who, *, usd: float | None, tokens: int | None) -> None:
+    """Make the run's limits those of the settings, where these say any and they differ.
+
+    For `fleet up`, with FLEET_BUDGET_USD and FLEET_BUDGET_TOKENS.
+    """
+    run = (await read_budgets(server)).get(RUN)
+    if run is not None and usd is not None and run.usd.limit == round(usd * NANO):
+        usd = None
+    if run is not None and tokens is not None and run.tokens.limit == tokens:
+        tokens = None
+    if usd is not None or tokens is not None:
+        await set_budget(server, who, usd=usd, tokens=tokens)
+
+
+async def _change(
+    server: Server,
+    who: Who,
+    action: str,
+    scene: str | None,
+    fields: list[object],
+    detail: Mapping[str, object],
+) -> None:
+    scope = scope_of(scene)
+    why = {"why": who.why} if who.why else {}
+    row: dict[Any, Any] = {
+        "by": who.by,
+        "action": action,
+        "target": scope,
+        "detail": orjson.dumps({**detail, **why}),
+    }
+    # Two slots, so two calls; written first: a change without a row would be worse than the other.
+    await server.persist(lambda: server.client.xadd(AUDIT, row, maxlen=100_000, approximate=True))
+    await library.call(server, "budget", (scope, *fields))
+
+
+class BudgetWatch:
+    """Knows from memory, about a second old, whether anything is left; shows it as metrics."""
+
+    def __init__(self, server: Server, *, metrics: Metrics | None = None) -> None:
+        self._server = server
+        self._metrics = metrics
+        self._seen: dict[str, Budget] = {}
+        self._seen_at = float("-inf")
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look once, and then every second until `close`."""
+        await self.look()
+        self._task = asyncio.create_task(self._keep_looking(), name="budgets")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def look(self) -> None:
+        self._seen = await read_budgets(self._server)
+        self._seen_at = time.monotonic()
+        if self._metrics is not None:
+            for scope, budget in self._seen.items():
+                self._show(self._metrics, scope, budget)
+
+    def objection(self, scene: str, *, free: bool) -> BudgetExceeded | None:
+        """Return why no call for ``scene`` can be paid for; None if one can, or nobody knows.
+
+        ``free``: the model costs no dollars.
+        """
+        if time.monotonic() - self._seen_at > _STALE:
+            return None  # the call itself will ask
+        for scope in dict.fromkeys((RUN, scope_of(scene))):
+            budget = self._seen.get(scope)
+            if budget is None:
+                continue
+            for unit, amounts in (("usd", budget.usd), ("tok", budget.tokens)):
+                if amounts.exhausted and not (free and unit == "usd"):
+                    assert amounts.limit is not None
+                    return exceeded(scope, unit, amounts.limit, amounts.spent, amounts.least)
+        return None
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK)
+            with contextlib.suppress(Exception):  # whoever needs the server says so
+                await self.look()
+
+    @staticmethod
+    def _show(metrics: Metrics, scope: str, budget: Budget) -> None:
+        metrics.budget_spent_usd.labels(scope).set(budget.usd.spent / NANO)
+        metrics.budget_spent_tokens.labels(scope).set(budget.tokens.spent)
+        limit = budget.usd.limit
+        metrics.budget_limit_usd.labels(scope).set(float("inf") if limit is None else limit / NANO)

@@ -1,0 +1,80 @@
+-- Helpers of every function in this library. Not a function of its own.
+--
+-- All keys hang on one prefix P = "fleet:{quota}:" and share a Cluster slot, so each call is atomic.
+-- A process is one incarnation of a worker or reviewer; a provider is one key at one provider (a
+-- short hash, the key itself never comes here); an account is a scene, or '' for none.
+--
+--   P.."live"             zset process -> when what it holds lapses, ms
+--   P.."h:<process>"      hash: epoch (of this registration), and what it holds:
+--                         s|<provider> calls in flight, u|<scope> nano-USD, t|<scope> tokens
+--   P.."r:<process>"      string "<number> <reply>" of its last exchange, to answer a repeat
+--   P.."in:<process>"     list of rulings on its waiting calls that others' exchanges made
+--   P.."p:<provider>"     hash: the state of its limits, see _limit.lua
+--   P.."a:<provider>"     set of accounts that have calls waiting
+--   P.."q:<provider>:<account>"  zset "<process>|<call>" -> ticket: first come, first served
+--   P.."w:<provider>"     hash "<process>|<call>" -> what it needs, JSON [tokens, nano-USD]
+--   P.."scopes"           set of scopes that have a budget or have spent
+--   P.."b:<scope>"        hash: a budget, see _budget.lua; scope: run, or scene:<scene>
+--
+-- State is read once per call into a table `ctx`, changed there, and written back by `save`.
+
+local FORGET = 7 * 86400000 -- ms; a provider that nobody has used for so long starts afresh
+
+-- Whole numbers beyond 1e14 would be written as 1e+15.
+local function whole(n) return string.format('%.0f', n) end
+
+local function open(P, who)
+  local t = redis.call('TIME')
+  local micros = t[1] * 1000000 + t[2]
+  return {
+    P = P, who = who, micros = micros, now = math.floor(micros / 1000),
+    providers = {}, budgets = {}, holds = {}, rulings = {}, wait = -1,
+  }
+end
+
+-- Change what `who` holds of `what`, written back by `save`.
+local function hold(ctx, who, what, by)
+  local held = ctx.holds[who] or {}
+  ctx.holds[who] = held
+  held[what] = (held[what] or 0) + by
+end
+
+-- A hash as a table of numbers over `start`; words stay words.
+local function numbers(key, start)
+  local flat, found = redis.call('HGETALL', key), {}
+  for name, value in pairs(start) do found[name] = value end
+  for i = 1, #flat, 2 do found[flat[i]] = tonumber(flat[i + 1]) or flat[i + 1] end
+  return found
+end
+
+local function store(key, fields)
+  local flat = {}
+  for name, value in pairs(fields) do
+    flat[#flat + 1] = name
+    flat[#flat + 1] = value
+  end
+  redis.call('HSET', key, unpack(flat))
+end
+
+local function save(ctx)
+  for id, p in pairs(ctx.providers) do
+    store(ctx.P .. 'p:' .. id, p)
+    redis.call('PEXPIRE', ctx.P .. 'p:' .. id, FORGET)
+  end
+  for scope, b in pairs(ctx.budgets) do
+    if b.changed then
+      b.changed = nil
+      redis.call('SADD', ctx.P .. 'scopes', scope)
+      store(ctx.P .. 'b:' .. scope, b)
+    end
+  end
+  for who, held in pairs(ctx.holds) do
+    for what, by in pairs(held) do
+      if by ~= 0 then redis.call('HINCRBY', ctx.P .. 'h:' .. who, what, whole(by)) end
+    end
+  end
+end
+
+local function register(name, callback)
+  redis.register_function(name .. '_@VERSION@', callback)
+end

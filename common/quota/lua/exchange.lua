@@ -1,0 +1,109 @@
+-- exchange: everything one process has to say about its model calls, in one call.
+--
+-- KEYS  prefix
+-- ARGV  process, number of this exchange (a repeat of the last one gets the same reply),
+--       ttl (ms): without another exchange for so long, its slots are free and its reservations spent
+--       JSON {"providers": {id: [rpm, tpm, first limit]},      every provider it uses or waits for
+--             "free": [[provider, account, epoch, serial, verdict, estimated tokens,
+--                       reserved nano-USD, real tokens, real nano-USD, tokens taken, asked (ms)]],
+--                                                        verdict: ok | limited | failed
+--             "drop": [[provider, account, call]],             waits no longer
+--             "ask":  [[provider, account, call, tokens, nano-USD (-1: no price), ticket (0: new)]]}
+-- Reply JSON {"epoch": of this process's registration; a new one: its waiting calls were forgotten,
+--             "rulings": [[call, "go", serial, tokens taken, ticket]
+--                         | [call, "over", scope, usd|tok, limit, spent, need]
+--                         | [call, "unpriced", scope]],
+--             "wait": ms until the first of them may go without another's doing; -1: unknown,
+--             "providers": {id: [limit, in flight, paused for (ms)]}}
+
+-- What a process held that was killed, or cut off: its calls are assumed to have been paid for.
+local function lapse(ctx, who)
+  local held = redis.call('HGETALL', ctx.P .. 'h:' .. who)
+  for i = 1, #held, 2 do
+    local kind, of, amount = held[i]:sub(1, 2), held[i]:sub(3), tonumber(held[i + 1])
+    if kind == 's|' then
+      local p = provider(ctx, of)
+      p.inflight = math.max(0, p.inflight - amount)
+    elseif kind == 'u|' or kind == 't|' then
+      local b, unit = budget(ctx, of), kind == 'u|' and 'usd' or 'tok'
+      b[unit .. '_held'] = math.max(0, b[unit .. '_held'] - amount)
+      b[unit .. '_spent'] = b[unit .. '_spent'] + amount
+      b.changed = true
+    end
+  end
+  redis.call('DEL', ctx.P .. 'h:' .. who, ctx.P .. 'in:' .. who)
+  redis.call('ZREM', ctx.P .. 'live', who)
+end
+
+local function sign_in(ctx, ttl)
+  local live, mine = ctx.P .. 'live', ctx.P .. 'h:' .. ctx.who
+  for _, who in ipairs(redis.call('ZRANGEBYSCORE', live, '-inf', ctx.now, 'LIMIT', 0, 50)) do
+    lapse(ctx, who)
+  end
+  redis.call('ZADD', live, ctx.now + ttl, ctx.who)
+  local epoch = redis.call('HGET', mine, 'epoch')
+  if not epoch then
+    epoch = whole(ctx.micros)
+    redis.call('HSET', mine, 'epoch', epoch)
+  end
+  return epoch
+end
+
+local function end_call(ctx, epoch, row)
+  local id, account, of, serial, verdict, estimated, nano, tokens, real, taken, asked = unpack(row)
+  local lapsed = of ~= epoch
+  settle(ctx, ctx.who, account, estimated, nano, tokens, real, lapsed)
+  if not lapsed then hold(ctx, ctx.who, 's|' .. id, -1) end
+  leave(ctx, provider(ctx, id), lapsed, serial, verdict, estimated, tokens, taken, asked)
+end
+
+local function exchange(keys, argv)
+  local P, who, number, ttl = keys[1], argv[1], argv[2], tonumber(argv[3])
+  local before, said = string.match(redis.call('GET', P .. 'r:' .. who) or '', '^(%d+) (.*)$')
+  if before == number then return said end
+  local batch, ctx = cjson.decode(argv[4]), open(P, who)
+  local epoch = sign_in(ctx, ttl)
+  for id, with in pairs(batch.providers) do provider(ctx, id, with[1], with[2], with[3]) end
+  for _, row in ipairs(batch.free) do end_call(ctx, epoch, row) end
+  for _, row in ipairs(batch.drop) do step_out(ctx, row[1], row[2], who .. '|' .. row[3]) end
+  local lines = {}
+  for _, row in ipairs(batch.ask) do
+    local id, account, call, tokens, nano, ticket = unpack(row)
+    local p, ruling = ctx.providers[id], nil
+    if ticket == 0 then
+      p.ticket = p.ticket + 1
+      ticket = p.ticket
+    end
+    if lines[id] == nil then lines[id] = redis.call('EXISTS', P .. 'a:' .. id) == 1 end
+    if not lines[id] then
+      ruling = try(ctx, id, p, who, account, tokens, nano, ticket)
+    else -- no use in queueing for a budget that is gone
+      local no = objection(ctx, account, tokens, nano)
+      if type(no) == 'table' then ruling = no end
+    end
+    if ruling then
+      deliver(ctx, who, call, ruling)
+    else
+      queue_up(ctx, id, call, account, tokens, nano, ticket)
+      lines[id] = true
+    end
+  end
+  for id in pairs(batch.providers) do admit(ctx, id, ctx.providers[id]) end
+  for _, row in ipairs(redis.call('LRANGE', P .. 'in:' .. who, 0, -1)) do
+    ctx.rulings[#ctx.rulings + 1] = cjson.decode(row)
+  end
+  redis.call('DEL', P .. 'in:' .. who)
+  save(ctx)
+  local limits = {}
+  for id in pairs(batch.providers) do
+    local p = ctx.providers[id]
+    limits[id] = { p.limit, p.inflight, math.max(0, math.ceil(p.paused - ctx.now)) }
+  end
+  local reply = cjson.encode({
+    epoch = epoch, rulings = ctx.rulings, wait = math.ceil(ctx.wait), providers = limits,
+  })
+  redis.call('SET', P .. 'r:' .. who, number .. ' ' .. reply, 'PX', 3600000)
+  return reply
+end
+
+register('exchange', exchange)

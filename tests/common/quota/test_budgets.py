@@ -1,0 +1,240 @@
+"""Hard budgets: reserved before a call, settled after it, and never lost with a killed process."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+import pytest
+
+from common.metrics import Metrics
+from common.queue.connection import Server
+from common.queue.control import fleet_audit
+from common.quota.budgets import (
+    Budget,
+    BudgetWatch,
+    apply_budgets,
+    clear_budget,
+    read_budgets,
+    set_budget,
+)
+from common.quota.gate import Gate
+from common.quota.terms import NANO, BudgetExceeded, Unpriced
+from tests.common.quota.conftest import ME, OpenGate, ask, die, end, used
+from tests.helpers import eventually
+
+CENT = NANO // 100
+
+
+async def budget(server: Server, scope: str = "run") -> Budget:
+    return (await read_budgets(server))[scope]
+
+
+async def test_a_call_is_reserved_before_and_settled_after(either: Server) -> None:
+    await set_budget(either, ME, usd=1.0)
+    gate = Gate(either, "w")
+    permit = await gate.admit(ask(nano_usd=10 * CENT, tokens=1000), within=5)
+    before = await budget(either)
+    assert (before.usd.held, before.usd.spent, before.tokens.held) == (10 * CENT, 0, 1000)
+    gate.settle(permit, "ok", tokens=300, nano_usd=3 * CENT)
+    await gate.close()
+    after = await budget(either)
+    assert (after.usd.held, after.usd.spent, after.tokens.spent) == (0, 3 * CENT, 300)
+    assert (await budget(either, "scene:code")).usd.spent == 3 * CENT
+
+
+async def test_what_is_exhausted_is_refused_at_once_and_says_how_to_raise_it(
+    server: Server, open_gate: OpenGate
+) -> None:
+    await set_budget(server, ME, scene="code", usd=0.10)
+    gate, one = open_gate(), ask(nano_usd=4 * CENT)
+    for _ in range(2):
+        await used(gate, one, nano=4 * CENT)
+    with pytest.raises(BudgetExceeded) as caught:
+        await gate.admit(one, within=60)
+    assert caught.value.kind == "budget_exceeded"
+    for word in ("scene code", "0.08 USD", "0.10 USD", "fleet budget set --scene code --usd"):
+        assert word in str(caught.value)
+    end(gate, await gate.admit(ask("web", nano_usd=4 * CENT), within=5))  # another scene's money
+
+
+async def test_a_budget_of_the_run_holds_for_all_scenes(
+    server: Server, open_gate: OpenGate
+) -> None:
+    await set_budget(server, ME, tokens=250)
+    gate = open_gate()
+    await used(gate, ask("code"))
+    await used(gate, ask("web"))
+    with pytest.raises(BudgetExceeded, match=r"budget of the run .* 200 tokens of 250 tokens"):
+        await gate.admit(ask("gui"), within=5)
+
+
+async def test_a_call_waits_while_others_may_give_back_what_they_reserved(
+    server: Server, open_gate: OpenGate
+) -> None:
+    await set_budget(server, ME, usd=1.0)
+    gate, other = open_gate(), open_gate("other")
+    big = ask(nano_usd=60 * CENT)
+    held = await gate.admit(big, within=5)
+    waiting = asyncio.create_task(other.admit(big, within=20))
+    await eventually(lambda: _is_waiting(server), "it waits")
+    gate.settle(held, "ok", tokens=1, nano_usd=1 * CENT)
+    end(other, await waiting)
+
+
+async def test_a_scene_that_waits_for_its_budget_does_not_hold_up_the_others(
+    server: Server, open_gate: OpenGate
+) -> None:
+    await set_budget(server, ME, scene="code", usd=1.0)
+    gate, big = open_gate(), ask(nano_usd=60 * CENT)
+    held = await gate.admit(big, within=5)
+    waiting = asyncio.create_task(gate.admit(big, within=20))
+    await eventually(lambda: _is_waiting(server), "it waits")
+    end(gate, await gate.admit(ask("web", nano_usd=60 * CENT), within=5))
+    assert not waiting.done()
+    end(gate, held)
+    end(gate, await waiting)
+
+
+async def test_a_raised_budget_lets_calls_go_on(server: Server, open_gate: OpenGate) -> None:
+    await set_budget(server, ME, usd=0.01)
+    gate, one = open_gate(), ask(nano_usd=CENT)
+    await used(gate, one, nano=CENT)
+    with pytest.raises(BudgetExceeded):
+        await gate.admit(one, within=5)
+    await set_budget(server, ME, usd=0.02)
+    end(gate, await gate.admit(one, within=5))
+    await clear_budget(server, ME)
+    end(gate, await gate.admit(one, within=5))
+
+
+async def test_a_killed_processs_calls_are_taken_as_paid(
+    server: Server, open_gate: OpenGate
+) -> None:
+    victim, other = open_gate("victim", ttl=0.8), open_gate("other", ttl=0.8)
+    for _ in range(3):
+        await victim.admit(ask(nano_usd=2 * CENT, tokens=100), within=5)
+    await die(victim)
+
+    async def lapsed() -> bool:
+        await used(other, ask("web"), tokens=0)
+        return (await budget(server)).usd.held == 0
+
+    await eventually(lapsed, "what it reserved is spent")
+    found = await budget(server, "scene:code")
+    assert (found.usd.spent, found.usd.held) == (6 * CENT, 0)
+    assert (found.tokens.spent, found.tokens.held) == (300, 0)
+
+
+async def test_a_process_that_was_only_silent_settles_to_the_cent(
+    server: Server, open_gate: OpenGate
+) -> None:
+    silent, other = open_gate("silent", ttl=0.8), open_gate("other", ttl=0.8)
+    permits = [await silent.admit(ask(nano_usd=5 * CENT), within=5) for _ in range(2)]
+    await die(silent)
+
+    async def lapsed() -> bool:
+        await used(other, ask("web"), tokens=0)
+        return (await budget(server, "scene:code")).usd.spent == 10 * CENT
+
+    await eventually(lapsed, "what it reserved is spent")
+    for permit in permits:
+        silent.settle(permit, "ok", tokens=10, nano_usd=2 * CENT)
+    await silent.flush()
+    found = await budget(server, "scene:code")
+    assert (found.usd.spent, found.usd.held, found.tokens.spent) == (4 * CENT, 0, 20)
+    end(silent, await silent.admit(ask(), within=5))
+
+
+async def test_a_budget_in_dollars_refuses_a_model_without_a_price(
+    server: Server, open_gate: OpenGate
+) -> None:
+    gate, unpriced = open_gate(), ask(nano_usd=-1)
+    await used(gate, unpriced)
+    await set_budget(server, ME, scene="code", usd=100)
+    with pytest.raises(Unpriced, match="scene:code"):
+        await gate.admit(unpriced, within=5)
+    assert (await budget(server)).tokens.spent == 100
+
+
+async def test_a_free_model_is_not_stopped_by_dollars_but_counts_tokens(
+    server: Server, open_gate: OpenGate
+) -> None:
+    await set_budget(server, ME, usd=0, tokens=1000)
+    gate = open_gate()
+    for _ in range(10):
+        await used(gate, ask(nano_usd=0))
+    with pytest.raises(BudgetExceeded, match="1,000 tokens of 1,000 tokens"):
+        await gate.admit(ask(nano_usd=0), within=5)
+
+
+async def test_every_change_is_in_the_audit(server: Server) -> None:
+    await set_budget(server, ME, usd=5, tokens=7)
+    await set_budget(server, ME, scene="code", usd=1.5)
+    await clear_budget(server, ME, scene="code")
+    rows = await fleet_audit(server)
+    assert [(row["by"], row["action"], row["target"]) for row in rows] == [
+        ("me@here", "budget.set", "run"),
+        ("me@here", "budget.set", "scene:code"),
+        ("me@here", "budget.clear", "scene:code"),
+    ]
+    assert orjson.loads(rows[0]["detail"]) == {"usd": 5, "tokens": 7}
+
+
+async def test_settings_are_applied_once(server: Server) -> None:
+    for _ in range(2):
+        await apply_budgets(server, ME, usd=2.5, tokens=None)
+    assert len(await fleet_audit(server)) == 1
+    await apply_budgets(server, ME, usd=2.5, tokens=10)
+    found = await budget(server)
+    assert (found.usd.limit, found.tokens.limit) == (2_500_000_000, 10)
+    await apply_budgets(server, ME, usd=None, tokens=None)  # says nothing: changes nothing
+    assert (await budget(server)).usd.limit == 2_500_000_000
+
+
+async def test_clearing_may_count_from_nothing_again(server: Server, open_gate: OpenGate) -> None:
+    await used(open_gate(), ask(nano_usd=CENT), nano=CENT)
+    await clear_budget(server, ME, spent=True)
+    found = await budget(server)
+    assert (found.usd.spent, found.tokens.spent, found.usd.limit) == (0, 0, None)
+
+
+async def test_a_watch_knows_what_is_exhausted_and_shows_it(
+    server: Server, open_gate: OpenGate
+) -> None:
+    metrics = Metrics()
+    watch = BudgetWatch(server, metrics=metrics)
+    assert watch.objection("code", free=False) is None  # nothing seen yet: the call will ask
+    gate, one = open_gate(), ask(nano_usd=4 * CENT)
+    await set_budget(server, ME, scene="code", usd=0.10)
+    await used(gate, one, nano=4 * CENT)
+    await watch.look()
+    assert watch.objection("code", free=False) is None
+    await used(gate, one, nano=4 * CENT)
+    await watch.look()
+    objection = watch.objection("code", free=False)
+    assert objection is not None
+    assert "scene code" in str(objection)
+    assert watch.objection("code", free=True) is None
+    assert watch.objection("web", free=False) is None
+    sample = metrics.registry.get_sample_value
+    assert sample("fleet_budget_spent_usd", {"scope": "scene:code"}) == pytest.approx(0.08)
+    assert sample("fleet_budget_limit_usd", {"scope": "scene:code"}) == pytest.approx(0.10)
+    assert sample("fleet_budget_spent_tokens", {"scope": "run"}) == 200
+
+
+async def test_one_call_that_asks_for_too_much_closes_the_budget_for_nobody(
+    server: Server, open_gate: OpenGate
+) -> None:
+    await set_budget(server, ME, usd=1.0)
+    gate, watch = open_gate(), BudgetWatch(server)
+    await used(gate, ask(nano_usd=CENT), nano=CENT)
+    with pytest.raises(BudgetExceeded):
+        await gate.admit(ask(nano_usd=500 * CENT), within=5)
+    await watch.look()
+    assert watch.objection("code", free=False) is None
+    await used(gate, ask(nano_usd=CENT), nano=CENT)
+
+
+async def _is_waiting(server: Server) -> bool:
+    return bool(await server.client.hlen("fleet:{quota}:w:p1"))
