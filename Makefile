@@ -3,7 +3,7 @@ V := .venv/bin
 DEMO := output/demo
 export PATH := $(CURDIR)/$(V):$(PATH)
 
-.PHONY: help setup demo test lint format lock bench clean
+.PHONY: help setup demo test chaos lint format lock bench clean
 help:
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 10
 
@@ -17,6 +17,10 @@ demo:  ## 24 tasks, a real model, real jails: trajectories, reviews and an SFT f
 test:  ## the whole test suite
 	@scripts/setup.sh dev
 	$(V)/pytest
+
+chaos:  ## the proofs under fire in their long forms, about half an hour (FLEET_CHAOS_SEED=n)
+	@scripts/setup.sh dev
+	$(V)/pytest -m chaos -s
 
 lint:  ## ruff, mypy, and the rules of the house
 	@scripts/setup.sh dev

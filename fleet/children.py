@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,12 +55,15 @@ class Child:
             )
         self.started = time.monotonic()
 
-    async def keep_alive(self) -> None:
-        """Restart after crashes, with back-off. Raises `ConfigurationError` as it said itself."""
+    async def keep_alive(self, asked_to_end: Callable[[], Awaitable[bool]]) -> None:
+        """Restart after crashes, with back-off. Raises `ConfigurationError` as it said itself.
+
+        ``asked_to_end``: may a process that ended in order have been meant to?
+        """
         while not self.stopping:
             assert self.process is not None
             code = await self.process.wait()
-            if self.stopping or (self.once and code == 0):
+            if self.stopping or (code == 0 and (self.once or await asked_to_end())):
                 break
             if code == EXIT_CONFIGURATION:
                 raise ConfigurationError(f"{self.name}: {last_words(self.log)}")
@@ -73,11 +76,20 @@ class Child:
                 await self.start()
         self.finished.set()
 
-    async def stop(self, *, grace: float) -> None:
-        """Ask it to end; after ``grace`` seconds, end it."""
+    async def stop(self, *, grace: float, asked: bool = False) -> None:
+        """Ask it to end; after ``grace`` seconds, end it.
+
+        ``asked``: it has been asked otherwise, and gets as long before the signal. One that comes
+        while it ends already would break it.
+        """
         self.stopping = True
         if self.process is None or self.process.returncode is not None:
             return
+        if asked:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self.process.wait()
+                    return
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         try:

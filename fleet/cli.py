@@ -20,7 +20,7 @@ from common import __version__
 from common.failures import ConfigurationError
 from common.model import Contract
 from common.queue.connection import Server
-from common.queue.scene_queue import SceneQueue
+from common.queue.scene_queue import NewTask, SceneQueue
 from common.review import Review
 from common.store import StoreError
 from common.task import Assignment, Task
@@ -28,9 +28,14 @@ from common.trajectory import Step, Trajectory, Verdict
 from exporters.export import FORMATS, Selection
 from exporters.export import export as write_export
 from fleet import status as status_view
+from fleet.arguments import scene_name
+from fleet.audit import audit_app
+from fleet.budget import budget_app
 from fleet.children import python
 from fleet.context import Output, clean, err, fail, guard, out, settings_for, store_of, with_server
+from fleet.control import control_app
 from fleet.dead import dead_app
+from fleet.drain import drain_app
 from fleet.show import show as show_trajectory
 from fleet.tasksfile import read_tasks
 from workers.scenes import SCENES
@@ -42,7 +47,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+for commands in (control_app, drain_app, audit_app):
+    app.add_typer(commands)  # without a name: `fleet pause`, not `fleet control pause`
 app.add_typer(dead_app, name="dead")
+app.add_typer(budget_app, name="budget")
 
 EXIT_NO_MODEL = 69
 """EX_UNAVAILABLE of sysexits.h: no provider configured, and no embedded model to be had."""
@@ -54,7 +62,10 @@ def up(
         list[Path] | None, typer.Argument(help="Tasks files to follow. Default: tasks.jsonl")
     ] = None,
     output: Output = None,
-    scene: Annotated[list[str] | None, typer.Option(help="Scenes to serve. Default: all.")] = None,
+    scene: Annotated[
+        list[str] | None,
+        typer.Option(parser=scene_name, metavar="SCENE", help="Scenes to serve. Default: all."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Episodes at once in each worker (8).")
@@ -66,14 +77,24 @@ def up(
         str | None,
         typer.Option(help="Who acts where a line does not say: llm (default), oracle or nop."),
     ] = None,
+    budget_usd: Annotated[
+        float | None, typer.Option(min=0, help="US dollars models may cost, in all; live: budget.")
+    ] = None,
+    budget_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Tokens models may use, in all.")
+    ] = None,
 ) -> None:
     """Bring up everything in this terminal: server, model, dispatcher, workers, reviewer.
 
-    Work is kept in the output folder: started again, it goes on where it was. Ctrl-C drains.
+    Work is kept in the output folder: started again, it goes on where it was. Ctrl-C drains, and
+    so does `fleet drain` in another terminal.
     """
     from fleet.up import Fleet, NoModel, Plan, State
 
-    settings = settings_for(output, concurrency=concurrency, agent=agent)
+    settings = settings_for(
+        output, concurrency=concurrency, agent=agent,
+        budget_usd=budget_usd, budget_tokens=budget_tokens,
+    )  # fmt: skip
     scenes = scene or list(SCENES)
     for name in scenes:
         if name not in SCENES:
@@ -114,7 +135,7 @@ def up(
                 live.update(lines(state, snapshot), refresh=True)
             elif time.monotonic() - told > 5:
                 told = time.monotonic()
-                err.print(_brief(state.model, snapshot), highlight=False)
+                err.print(_brief(state.model, snapshot, plan.scenes), highlight=False, markup=False)
 
         try:
             outcome = asyncio.run(Fleet(plan, settings, draw).run())
@@ -125,6 +146,8 @@ def up(
         except* StoreError as group:
             live.stop()
             fail(str(_first(group)), 78)
+    for line in outcome.broken:
+        err.print(clean(line, style="red"))
     snapshot = outcome.last
     if not out.is_terminal:
         out.print(status_view.table(snapshot))
@@ -142,18 +165,20 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     return error
 
 
-def _brief(model: str, snapshot: status_view.Snapshot | None) -> str:
+def _brief(model: str, snapshot: status_view.Snapshot | None, scenes: list[str]) -> str:
     if snapshot is None:
         return f"model: {model}"
     parts = [
         f"{name}: {c['tasks'] - c.open_tasks}/{c['tasks']} tasks ended, {c.running} running, "
         f"{c['accepted']} accepted"
         for name, c in snapshot.scenes.items()
+        if c["tasks"]
     ]
+    parts += snapshot.held_up(scenes)
     return "; ".join(parts) or "starting"
 
 
-@app.command()
+@app.command(epilog="Example: fleet status --json")
 def status(
     output: Output = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -161,19 +186,13 @@ def status(
     """Show what waits, runs and came of it, per scene."""
     snapshot = with_server(settings_for(output), status_view.look)
     if as_json:
-        data = {
-            name: {"waiting": c.waiting, "running": c.running, "delayed": c.delayed,
-                   "reviewing": c.reviewing, "open_tasks": c.open_tasks,
-                   "unaccounted": c.unaccounted, "workers": snapshot.workers.get(name, 0),
-                   **c.counters}
-            for name, c in snapshot.scenes.items()
-        }  # fmt: skip
+        data = status_view.as_dict(snapshot)
         print(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode())  # noqa: T201
         return
-    if not snapshot.scenes:
+    if any(counts["tasks"] for counts in snapshot.scenes.values()):
+        out.print(status_view.table(snapshot))
+    else:
         out.print("no task has been dispatched yet")
-        return
-    out.print(status_view.table(snapshot))
     for remark in status_view.remarks(snapshot):
         out.print(Text(remark, style="yellow"))
 
@@ -198,7 +217,7 @@ def submit(file: Path, output: Output = None) -> None:
                 scene, SceneQueue(server, scene, ledger_ttl=settings.ledger_ttl)
             )
             samples = [Assignment(task=line.task, sample=n) for n in range(line.task.samples)]
-            reply = await queue.publish([samples])
+            reply = await queue.publish([NewTask.of(samples)])
             counts["queued" if reply.published else "duplicate"] += 1
             if not reply.published:
                 err.print(Text(f"{file}:{line.number}: duplicate task_id {line.task.task_id}"))
@@ -269,7 +288,7 @@ def validate(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: fleet show task-7 --full")
 def show(
     task_id: str,
     output: Output = None,
@@ -301,7 +320,10 @@ def export(
     fmt: Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")],
     out_file: Annotated[Path | None, typer.Option("--out", help="Default: FORMAT.jsonl")] = None,
     output: Output = None,
-    scene: Annotated[list[str] | None, typer.Option(help="Only these scenes.")] = None,
+    scene: Annotated[
+        list[str] | None,
+        typer.Option(parser=scene_name, metavar="SCENE", help="Only these scenes."),
+    ] = None,
     include_embedded: Annotated[
         bool, typer.Option("--include-embedded", help="Also the small demonstration model's.")
     ] = False,
@@ -335,7 +357,7 @@ def export(
         out.print(Text(f"{count} left out: {reason}", style="dim"))
 
 
-@app.command()
+@app.command(epilog="Example: fleet doctor")
 def doctor(output: Output = None) -> None:
     """Check everything the fleet stands on, and say how to mend what is wrong."""
     from fleet.doctor import examine
@@ -351,7 +373,7 @@ def doctor(output: Output = None) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: fleet model")
 def model() -> None:
     """Say which model acts; fetch the embedded one's weights if it is the one (once, 0.5 GB)."""
     from common.llm.providers import choose
@@ -368,7 +390,7 @@ def model() -> None:
         raise typer.Exit(1 if fetched.returncode else 0)
 
 
-@app.command()
+@app.command(epilog="Example: fleet schema task")
 def schema(
     name: Annotated[
         str | None, typer.Argument(help="task, trajectory, step, verdict, review")
@@ -390,7 +412,7 @@ def schema(
     print(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode())  # noqa: T201
 
 
-@app.command()
+@app.command(epilog="Example: fleet version")
 def version() -> None:
     """Print the version."""
     out.print(__version__)

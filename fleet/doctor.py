@@ -86,7 +86,10 @@ async def _server(settings: Settings) -> Finding:
         return Finding("queue server", "ok", f"{version} from the wheel; `fleet up` starts it")
     server = Server(settings.redis_url, patience=5)
     try:
-        return Finding("queue server", "ok", f"{await server.check()}, durable, never evicts")
+        version = await server.check()
+        if server.doubts:
+            return Finding("queue server", "warning", f"{version}; {'; '.join(server.doubts)}")
+        return Finding("queue server", "ok", f"{version}, durable, never evicts")
     finally:
         await server.close()
 

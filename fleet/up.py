@@ -9,7 +9,7 @@ import os
 import secrets
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -18,13 +18,18 @@ import orjson
 
 from common.failures import ConfigurationError
 from common.llm.providers import choose
-from common.process import drain_on_signal, free_port, until
+from common.presence import Presence
+from common.process import consumer_name, drain_on_signal, free_port, until
 from common.queue.connection import Server, ServerGone
 from common.queue.embedded import EmbeddedServer
+from common.queue.quiet import quiet
+from common.quota.budgets import apply_budgets
+from common.service import AFTER_THE_REST
 from common.settings import Settings
 from common.store import open_store
+from fleet.arguments import ALL_SCENES
 from fleet.children import Child, environment, last_words, python
-from fleet.context import state_folder
+from fleet.context import state_folder, who
 from fleet.status import Snapshot, look
 
 _MODEL_DEADLINE = 900.0
@@ -65,6 +70,8 @@ class Outcome:
     last: Snapshot
     finished: bool
     """Every task of the served scenes has ended; false when it was told to end before."""
+    broken: tuple[str, ...] = ()
+    """Of each process that did not end in order: its name, exit code and log."""
 
 
 class Fleet:
@@ -82,6 +89,7 @@ class Fleet:
         self._env: dict[str, str] = {}
         self._lock: IO[str] | None = None
         self._last = Snapshot({}, {}, {})
+        self._asked_to_end: Callable[[], Awaitable[bool]]
 
     async def run(self) -> Outcome:
         """Work until done or told to end. Raises `ConfigurationError`."""
@@ -97,11 +105,17 @@ class Fleet:
             try:
                 await server.check()
                 losing = asyncio.create_task(_lose_patience(server, draining))
-                await self._up(url, draining)
-                finished = await self._watch(server, draining)
-                self.state.note = "draining: running attempts may end, the rest is handed back"
-                self._draw(self.state, self._last)
-                await self._down()
+                await self._spend(server)
+                async with Presence(server, "up", consumer_name(), draining) as presence:
+                    self._asked_to_end = presence.drain_asked
+                    await self._up(url, draining)
+                    finished = await self._watch(server, draining)
+                    asked = f" by {presence.asked}" if presence.asked else ""
+                    self.state.note = (
+                        f"draining{asked}: running attempts may end, the rest is handed back"
+                    )
+                    self._draw(self.state, self._last)
+                    await self._down(server, asked=bool(presence.asked))
                 self.state.note = ""
                 with contextlib.suppress(ServerGone):
                     self._last = await look(server)
@@ -115,7 +129,12 @@ class Fleet:
             if self._embedded is not None:
                 await asyncio.to_thread(self._embedded.stop)
                 self._forget_server()
-        return Outcome(self._last, finished)
+        broken = tuple(
+            f"{c.name} ended with exit code {c.process.returncode}: see {c.log}"
+            for c in self.state.children
+            if c.process is not None and c.process.returncode and c.name != "model"
+        )
+        return Outcome(self._last, finished, broken)
 
     def _hold_lock(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -145,6 +164,11 @@ class Fleet:
         with contextlib.suppress(OSError, ValueError):
             if orjson.loads(path.read_bytes())["pid"] == os.getpid():
                 path.unlink()
+
+    async def _spend(self, server: Server) -> None:
+        """Make the run's budget the one of the settings, where these have any."""
+        usd, tokens = self.settings.budget_usd, self.settings.budget_tokens
+        await apply_budgets(server, who("fleet up"), usd=usd, tokens=tokens)
 
     # -- up ----------------------------------------------------------------------------------
 
@@ -230,7 +254,9 @@ class Fleet:
 
     async def _watch(self, server: Server, draining: asyncio.Event) -> bool:
         """Draw what happens until everything is done, or the order to drain comes: then False."""
-        keepers = [asyncio.create_task(c.keep_alive()) for c in self.state.children]
+        keepers = [
+            asyncio.create_task(c.keep_alive(self._asked_to_end)) for c in self.state.children
+        ]
         try:
             while not draining.is_set():
                 if self._embedded is not None and not self._embedded.alive:
@@ -244,6 +270,8 @@ class Fleet:
                     return True
                 await until(draining, asyncio.sleep(_LOOK))
         finally:
+            for child in self.state.children:
+                child.stopping = True
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
@@ -251,6 +279,8 @@ class Fleet:
 
     async def _look(self, server: Server) -> None:
         self._last = await look(server)
+        waits = self._last.held_up(self.plan.scenes) if self.plan.until_done else []
+        self.state.note = "; ".join(waits)
 
     def _done(self, snapshot: Snapshot) -> bool:
         dispatcher = next(c for c in self.state.children if c.name == "dispatcher")
@@ -259,14 +289,30 @@ class Fleet:
 
     # -- down --------------------------------------------------------------------------------
 
-    async def _down(self) -> None:
-        """End in the order of the flow, so that what is finished is still reviewed."""
+    async def _down(self, server: Server, *, asked: bool) -> None:
+        """End in the order of the flow, so that what is finished is still reviewed.
+
+        ``asked``: `fleet drain` has told everybody already.
+        """
         grace = self.settings.drain_grace
         by_name: dict[str, list[Child]] = {}
         for child in self.state.children:
             by_name.setdefault(child.name.split("-")[0], []).append(child)
         for name in ("dispatcher", "worker", "reviewer", "model"):
-            await asyncio.gather(*(c.stop(grace=grace + 20) for c in by_name.get(name, ())))
+            children = by_name.get(name, [])
+            if name == "reviewer" and asked:
+                await self._reviewed(server, children)
+            heard = asked and name != "model"
+            await asyncio.gather(*(c.stop(grace=grace + 20, asked=heard) for c in children))
+
+    async def _reviewed(self, server: Server, reviewers: list[Child]) -> None:
+        """Wait until nothing is left to review, as every reviewer that drains does."""
+        with contextlib.suppress(TimeoutError, ServerGone):
+            async with asyncio.timeout(self.settings.drain_grace + AFTER_THE_REST):
+                while any(c.pid for c in reviewers):
+                    if await quiet(server, ALL_SCENES):
+                        return
+                    await asyncio.sleep(_LOOK)
 
 
 class _ModelChild(Child):

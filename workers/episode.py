@@ -16,7 +16,8 @@ from typing import Any
 import orjson
 
 from common.failures import ConfigurationError, Failure, FailureClass, FailureKind, FleetError
-from common.llm.types import ModelRateLimited, ModelRefused, ModelUnavailable
+from common.llm.types import ModelFailure, ModelRateLimited, ModelRefused, ModelUnavailable
+from common.quota.terms import BudgetExceeded
 from common.store import BLOB_FROM, Store
 from common.task import Assignment
 from common.trajectory import (
@@ -160,15 +161,17 @@ class Episode:
         r, before = self._r, self._remaining
         try:
             turn = await self.policy.act(list(r.messages), toolbox, deadline=before)
-        except ModelRefused as error:
-            r.stop, r.failure = StopReason.FAILURE, error.as_failure()
-            return None
-        except ModelRateLimited:
-            raise  # somebody else's limit: never the agent's time, however long it waited
-        except ModelUnavailable:
+        except (ModelFailure, BudgetExceeded) as error:
+            r.throttled += error.throttled  # somebody else's limit: never the agent's time
+            if isinstance(error, ModelRefused):
+                r.stop, r.failure = StopReason.FAILURE, error.as_failure()
+                return None
+            stalled = isinstance(error, ModelUnavailable) and not isinstance(
+                error, ModelRateLimited
+            )
             # No answer, and no time left either: whose fault is that? One call that ate more
             # than half of all time is a provider that stalls, not an agent that dawdled.
-            if self._remaining > 0 or before > self.assignment.task.timeout / 2:
+            if not stalled or self._remaining > 0 or before > self.assignment.task.timeout / 2:
                 raise
             self._out_of_time()
             return None

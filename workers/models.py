@@ -66,5 +66,6 @@ class Policies:
             tokens = metrics.call_tokens
             tokens.labels(*labels, "input").observe(call.usage.prompt_tokens)
             tokens.labels(*labels, "output").observe(call.usage.completion_tokens)
+            metrics.cost.labels(call.model, call.account).inc(call.usage.cost_usd or 0.0)
         if call.parse is not None:
             metrics.parses.labels(call.parse).inc()

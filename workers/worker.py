@@ -337,8 +337,6 @@ class Worker:
             self._metrics.step_seconds.labels(scene).observe(step.duration)
         if name == "dead" and trajectory.failure is not None:
             self._metrics.dead_letters.labels(scene, trajectory.failure.kind.value).inc()
-        if trajectory.usage.cost_usd and trajectory.agent.model:
-            self._metrics.cost.labels(trajectory.agent.model, scene).inc(trajectory.usage.cost_usd)
 
     # -- when things go wrong ----------------------------------------------------------------
 

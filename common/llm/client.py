@@ -11,13 +11,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import httpx2
-import openai
+from yarl import URL
 
 from common import __version__
 from common.failures import ConfigurationError
 from common.llm.cost import cost, usage_of
 from common.llm.faults import Transient, of_status, read_body, scrub
+from common.llm.http import NEVER_CONNECTED, Pool
 from common.llm.pacing import Backoff, Call, Pacer
 from common.llm.parse import read_answer, with_ids
 from common.llm.providers import ProviderConfig, choose
@@ -44,13 +44,6 @@ from common.task import Sampling
 from common.trajectory import Usage
 
 _CHECK_DEADLINE = 30.0  # seconds
-_NEVER_CONNECTED = (
-    httpx2.ConnectError,
-    httpx2.ConnectTimeout,
-    httpx2.PoolTimeout,
-    aiohttp.ClientConnectorError,
-    ConnectionRefusedError,
-)
 _USER_AGENT = f"trajectory-fleet/{__version__}"
 
 
@@ -75,28 +68,6 @@ def connect(
     for one in configs:
         cost(one, one.model, 0, 0, 0)  # loads the price list now, not in the first call
     return models
-
-
-class Pool:
-    """The connections of this process, shared by all its models; closed with the last of them."""
-
-    def __init__(self) -> None:
-        # No limit on reading: each call has a total deadline. Idle connections go before servers
-        # drop them (uvicorn, and so vLLM, after 5 s), which would cost a retry.
-        self.http = openai.DefaultAioHttpClient(
-            timeout=httpx2.Timeout(None, connect=10.0),
-            limits=httpx2.Limits(max_connections=1000, keepalive_expiry=4.5),
-        )
-        self._users = 0
-
-    def share(self) -> Pool:
-        self._users += 1
-        return self
-
-    async def release(self) -> None:
-        self._users -= 1
-        if self._users == 0:
-            await self.http.aclose()
 
 
 class OpenAIChat:
@@ -140,7 +111,7 @@ class OpenAIChat:
         self._trace = local if trace_headers is None else trace_headers
         self._toll = Toll(config, gate, watch, local=local) if gate is not None else None
         self._pool = (pool or Pool()).share()
-        self._url = httpx2.URL(config.base_url.rstrip("/") + "/chat/completions")
+        self._url = URL(config.base_url.rstrip("/") + "/chat/completions")
         self._headers = {"Content-Type": "application/json", "User-Agent": _USER_AGENT}
         if config.api_key:
             key = config.api_key.get_secret_value().strip()
@@ -241,22 +212,17 @@ class OpenAIChat:
     async def _send(self, model: str, body: bytes, headers: Headers) -> dict[str, Any]:
         """Send one request and return its body once it is a chat completion."""
         try:
-            # The SDK's transport without its client: `chat.completions.create` walks the whole chat
-            # on the event loop (11 ms for an agent's turn), even its bare `post` costs 0.4 ms, and
-            # it takes a body of any shape for an answer.
-            response = await self._pool.http.post(
-                self._url, content=body, headers={**self._headers, **headers}
-            )
-        except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
+            answer = await self._pool.post(self._url, body, {**self._headers, **headers})
+        except (aiohttp.ClientError, OSError) as error:
             cause = error.__cause__ or error
             reason = scrub(f"{type(cause).__name__} {cause}".strip(), self._config)
-            unsent = isinstance(error, _NEVER_CONNECTED)
+            unsent = isinstance(error, NEVER_CONNECTED)
             raise Transient(
                 "connection", f"lost the connection ({reason})", unsent=unsent
             ) from None
-        if not response.is_success:
-            raise of_status(self._config, model, response)
-        return read_body(response)
+        if not 200 <= answer.status < 300:
+            raise of_status(self._config, model, answer)
+        return read_body(answer)
 
     def _read(
         self,
@@ -306,6 +272,7 @@ class OpenAIChat:
                 retries=len(call.faults) - gave_up,
                 faults=tuple(call.faults),
                 parse=reply.parse if reply else None,
+                account=call.account,
             )
         )
 

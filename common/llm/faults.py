@@ -13,9 +13,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
 import orjson
 
+from common.llm.http import Answer
 from common.llm.providers import ProviderConfig
 from common.llm.types import ModelMisconfigured, ModelRefused
 
@@ -57,16 +57,16 @@ class Limited(Transient):
     """429: the provider asks to be left alone for a while."""
 
 
-def read_body(response: httpx2.Response) -> dict[str, Any]:
+def read_body(answer: Answer) -> dict[str, Any]:
     """Return a chat completion that can be trusted to have a message and a finish reason.
 
     Raises `Transient` for a 200 that is something else: servers and proxies under load do that.
     """
-    kind = response.headers.get("content-type", "").split(";")[0].strip().lower()
+    kind = answer.headers.get("content-type", "").split(";")[0].strip().lower()
     if not kind.endswith("json"):
         raise Transient("wrong_content_type", f"answered {kind or 'no content type'}, not JSON")
     try:
-        body = orjson.loads(response.content)
+        body = orjson.loads(answer.content)
     except orjson.JSONDecodeError as error:
         raise Transient("broken_json", f"answered broken JSON ({error})") from None
     choices = body.get("choices") if isinstance(body, dict) else None
@@ -83,22 +83,22 @@ def read_body(response: httpx2.Response) -> dict[str, Any]:
     return result
 
 
-def of_status(config: ProviderConfig, model: str, response: httpx2.Response) -> Exception:
+def of_status(config: ProviderConfig, model: str, answer: Answer) -> Exception:
     """Return what an HTTP error means. Never shows the key, even where the server repeats it."""
-    status = response.status_code
-    detail = scrub(error_text(_json(response)), config)
+    status = answer.status
+    detail = scrub(error_text(_json(answer)), config)
     said = f" It said: {detail}" if detail else ""
     if status == 429:
-        if "insufficient_quota" in detail or '"insufficient_quota"' in response.text:
+        if "insufficient_quota" in detail or '"insufficient_quota"' in answer.text:
             return ModelMisconfigured(
                 f"{config.name}: the account's quota is used up (429): see to its billing, or set "
                 f"{config.record.key_variable} to another key.{said}"
             )
-        after = retry_after(response)
+        after = retry_after(answer)
         return Limited("rate_limited", f"asked to slow down (429).{said}", after)
     if status in _RETRYABLE or status >= 500:
         label = "http_5xx" if status >= 500 else "http_4xx"
-        return Transient(label, f"HTTP {status}.{said}", retry_after(response))
+        return Transient(label, f"HTTP {status}.{said}", retry_after(answer))
     if status == 401 or (status == 400 and _REALLY_THE_KEY.search(detail)):
         advice = f"the key was not accepted ({status}): check {config.record.key_variable}."
     elif status == 402:
@@ -118,9 +118,9 @@ def of_status(config: ProviderConfig, model: str, response: httpx2.Response) -> 
     return error
 
 
-def retry_after(response: httpx2.Response) -> float | None:
+def retry_after(answer: Answer) -> float | None:
     """Return the seconds the server asks us to wait, in any of the ways servers say it."""
-    headers: Mapping[str, str] = response.headers
+    headers: Mapping[str, str] = answer.headers
     milliseconds, seconds = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
     if _NUMBER.fullmatch(milliseconds):
         return float(milliseconds) / 1000
@@ -131,7 +131,7 @@ def retry_after(response: httpx2.Response) -> float | None:
             return max(0.0, parsedate_to_datetime(seconds).timestamp() - time.time())
         except ValueError:
             return None
-    found = _RETRY_DELAY.search(response.text) if response.status_code == 429 else None
+    found = _RETRY_DELAY.search(answer.text) if answer.status == 429 else None
     return float(found.group(1)) if found else None
 
 
@@ -164,8 +164,8 @@ def where(config: ProviderConfig) -> str:
     return f"{host}:{parts.port}" if parts.port else host
 
 
-def _json(response: httpx2.Response) -> Any:
+def _json(answer: Answer) -> Any:
     try:
-        return orjson.loads(response.content)
+        return orjson.loads(answer.content)
     except orjson.JSONDecodeError:
-        return response.text[:400] if "html" not in response.headers.get("content-type", "") else ""
+        return answer.text[:400] if "html" not in answer.headers.get("content-type", "") else ""

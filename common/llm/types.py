@@ -104,6 +104,8 @@ class CallRecord:
     faults: tuple[str, ...]
     """One label of `common.llm.faults.LABELS` per failed request, in order."""
     parse: Parse | None
+    account: str = ""
+    """The scene it was for."""
 
 
 Observe = Callable[[CallRecord], None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 
 import redis
 import redis.asyncio
@@ -52,6 +52,9 @@ _FOR_GOOD = (
     redis.exceptions.AuthorizationError,
     redis.exceptions.NoPermissionError,
 )
+
+
+Load: TypeAlias = Callable[[redis.asyncio.Redis], Awaitable[None]]
 
 
 class ServerGone(Exception):
@@ -113,16 +116,22 @@ class Server:
         full = self._names.get(name)
         if full is None:
             full = self._names[name] = f"{name}_{library()[0]}"
-        command = ("FCALL", full, len(keys), *keys, *argv)
+        return await self.run("FCALL", full, len(keys), *keys, *argv)
+
+    async def run(self, *command: Any, load: Load = scripts.load) -> Any:
+        """Send a command that does not block and is safe to repeat; waits out an absent server.
+
+        ``load`` puts the library of a function that is not there on the server.
+        """
         channel = self._channel
         if channel is not None and channel.open:  # the hot path
             try:
                 return await channel.call(*command)
             except (*_GONE, redis.exceptions.ResponseError):
                 self.interruptions += 1  # asked again below, where failures are told apart
-        return await self.persist(lambda: self._call(command))
+        return await self.persist(lambda: self._call(command, load))
 
-    async def _call(self, command: tuple[Any, ...]) -> Any:
+    async def _call(self, command: tuple[Any, ...], load: Load) -> Any:
         channel = await self._opened()
         for _ in range(_LOADS):
             try:
@@ -130,7 +139,7 @@ class Server:
             except redis.exceptions.ResponseError as error:
                 if not scripts.is_missing(error):
                     raise
-            await scripts.load(self.client)
+            await load(self.client)
         return await channel.call(*command)
 
     async def _opened(self) -> Channel:
@@ -268,6 +277,9 @@ class Server:
 
     async def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = await self.client.info()
+        if info.get("loading"):
+            # It answers this much already, and says that its append-only file is off.
+            raise redis.exceptions.BusyLoadingError("it is loading what it had on disk")
         if info.get("role") == "slave":
             # Waited out like a fail-over, which it may be: the name has not moved yet.
             raise redis.exceptions.ReadOnlyError(

@@ -134,6 +134,7 @@ class SceneQueue:
             hashlib.sha256(f"{consumer}/{n}".encode()).hexdigest()[:8]
             for n in range(len(self.streams) + 1)
         ]
+        self._handed = 0
         self._unsure = False
         """A reply of `take` got lost: entries may be ours without our knowing."""
         self.seen = ["0-0"] * len(self.streams)
@@ -236,9 +237,11 @@ class SceneQueue:
     def _lease(self, row: list[Any], stream: int) -> Lease:
         _, raw, deliveries, task_id, raw_unit, payload = row
         entry, unit = raw.decode(), raw_unit.decode()
+        # What we hand back and take again is another attempt, though nobody counted a delivery.
+        self._handed += 1
         return Lease(
             self.scene, self.stage, stream, entry, deliveries, self.consumer, task_id.decode(),
-            unit, payload, f"{unit}-{entry}-d{deliveries}-{self._owner[stream]}",
+            unit, payload, f"{unit}-{entry}-d{deliveries}-{self._owner[stream]}{self._handed:x}",
         )  # fmt: skip
 
     # -- ending leases -----------------------------------------------------------------------

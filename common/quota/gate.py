@@ -79,6 +79,7 @@ class Gate:
         self._epoch = ""
         self._next_room: float | None = None
         self._wake, self._collected, self._quiet = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._closed = False
         self._pump: asyncio.Task[None] | None = None
         self._ear: asyncio.Task[None] | None = None
 
@@ -132,6 +133,7 @@ class Gate:
 
     async def close(self) -> None:
         """Send what is left, within seconds; what cannot be sent lapses by itself."""
+        self._closed = True  # on Python 3.11, redis-py may swallow a cancellation
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_DEADLINE):
                 await self.flush()
@@ -287,7 +289,7 @@ class Gate:
     async def _listen(self) -> None:
         """Wait for word in the inbox while calls wait; others put it there."""
         box = inbox(self._process)
-        while self._waiting:
+        while self._waiting and not self._closed:
             self._collected.clear()
             try:
                 # It stays in the list: the exchange takes it out, and can be repeated.

@@ -33,19 +33,13 @@ async def call(server: Server, name: str, argv: Sequence[Any] = ()) -> Any:
 
     Raises as `Server.persist` does.
     """
-    version, code = library()
+    command = ("FCALL", f"{name}_{library()[0]}", 1, PREFIX, *argv)
+    return await server.run(*command, load=_load)
 
-    async def once() -> Any:
-        try:
-            return await server.client.fcall(f"{name}_{version}", 1, PREFIX, *argv)
-        except redis.exceptions.ResponseError as error:
-            if "Function not found" not in str(error):
-                raise
-        try:
-            await server.client.function_load(code)
-        except redis.exceptions.ResponseError as error:
-            if "already exists" not in str(error):  # another process was faster
-                raise
-        return await server.client.fcall(f"{name}_{version}", 1, PREFIX, *argv)
 
-    return await server.persist(once)
+async def _load(client: redis.asyncio.Redis) -> None:
+    try:
+        await client.function_load(library()[1])
+    except redis.exceptions.ResponseError as error:
+        if "already exists" not in str(error):  # another process was faster
+            raise

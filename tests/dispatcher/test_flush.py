@@ -1,4 +1,4 @@
-"""A queue that has forgotten everything: nothing is lost, and nothing that was paid for runs again."""
+"""A queue that has forgotten everything: nothing is lost, and nothing paid for runs again."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ import orjson
 from common.metrics import Metrics
 from common.queue.committer import Committer, Done
 from common.queue.connection import Server
-from common.queue.control import Control
 from common.queue.scene_queue import SceneQueue
 from common.review import Review
 from common.serve import Health

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from common.llm.client import OpenAIChat, Pool
+from common.llm.client import OpenAIChat
+from common.llm.http import Pool
 from common.llm.pacing import Backoff
 from common.llm.providers import ProviderConfig, ProviderRecord
 from common.llm.types import CallRecord, Capabilities
@@ -81,4 +82,4 @@ async def connect(standin: Standin) -> AsyncIterator[Connect]:
         return model
 
     yield make
-    await pool.http.aclose()
+    await pool.release()

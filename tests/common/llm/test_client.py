@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from common.llm.client import OpenAIChat, Pool, is_loopback
+from common.llm.client import OpenAIChat, is_loopback
+from common.llm.http import Pool
 from common.llm.types import (
     Capabilities,
     ModelMisconfigured,
@@ -309,6 +310,6 @@ async def test_the_pool_closes_with_its_last_model(standin: Standin) -> None:
     pool = Pool()
     models = [OpenAIChat(config(standin.url), pool=pool) for _ in range(2)]
     await models[0].close()
-    assert not pool.http.is_closed
+    assert not pool.closed
     await models[1].close()
-    assert pool.http.is_closed
+    assert pool.closed

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from common.llm.client import OpenAIChat, Pool
+from common.llm.client import OpenAIChat
 from common.llm.cost import estimate, is_free, nano
+from common.llm.http import Pool
 from common.llm.types import (
     Capabilities,
     ModelMisconfigured,
@@ -54,7 +55,7 @@ async def through(standin: Standin, server: Server) -> AsyncIterator[Through]:
 
     yield make
     await gate.close()
-    await pool.http.aclose()
+    await pool.release()
 
 
 async def ask(model: OpenAIChat, task: str = "t", **options: Any) -> Any:

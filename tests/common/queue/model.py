@@ -263,4 +263,9 @@ class Model:
 
 def same(one: Lease, other: Lease) -> bool:
     """Do both carry the same token?"""
-    return (one.stage, one.attempt_id) == (other.stage, other.attempt_id)
+    return _token(one) == _token(other)
+
+
+def _token(lease: Lease) -> tuple[str, int, str, str, int]:
+    """What fences: the same consumer that hands work back and takes it again has the same."""
+    return lease.stage, lease.stream, lease.consumer, lease.entry, lease.deliveries

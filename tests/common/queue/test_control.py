@@ -114,7 +114,7 @@ async def test_dead_letters_carry_their_history_and_can_be_purged(
 ) -> None:
     a, b = queue(either, "worker-a"), queue(either, "worker-b")
     await a.publish([units(task("poison")), units(task("hopeless"))])
-    poison, hopeless = await a.take(2)
+    _, hopeless = await a.take(2)
     await Committer(a, max_retries=0).commit(hopeless, Dead("invalid_task", "no such tool"))
     await b.reclaim(1, lease=0.0, max_deliveries=2)
     await a.reclaim(1, lease=0.0, max_deliveries=2)

@@ -1,0 +1,51 @@
+"""A server that is still loading its file is waited for, not refused."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+from common.queue.connection import Server
+from common.queue.embedded import EmbeddedServer, bundled_valkey
+
+
+async def test_a_service_that_starts_while_the_server_loads_waits_for_it(tmp_path: Path) -> None:
+    """INFO answers meanwhile, and says that there is no append-only file."""
+    slow = tmp_path / "slow-server"
+    # 100 keys at 20 ms each, answering in between; both are the server's own test settings.
+    slowly = "--key-load-delay 20000 --loading-process-events-interval-bytes 1024"
+    slow.write_text(f'#!/bin/sh\nexec "{bundled_valkey()}" "$@" {slowly}\n')
+    slow.chmod(0o755)
+    valkey = EmbeddedServer(tmp_path / "valkey", binary=str(slow))
+    valkey.start()
+    server = Server(valkey.url, patience=30)
+    try:
+        await server.client.mset({f"k{n}": random.randbytes(2000) for n in range(100)})
+        await server.client.bgrewriteaof()
+        deadline = time.monotonic() + 20
+        while (await server.client.info("persistence"))["aof_rewrite_in_progress"]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        valkey.kill()
+        starting = asyncio.create_task(asyncio.to_thread(valkey.start))
+        deadline = time.monotonic() + 20
+        while not await loading(server):
+            assert time.monotonic() < deadline and not starting.done(), "it loads too fast"
+            await asyncio.sleep(0.02)
+        assert (await server.check()).startswith("valkey")
+        await starting
+    finally:
+        await server.close()
+        valkey.stop()
+
+
+async def loading(server: Server) -> bool:
+    try:
+        return bool((await server.client.info("persistence"))["loading"])
+    except OSError:
+        return False
+    except Exception as error:
+        assert "onnect" in str(error), error  # not up yet
+        return False
