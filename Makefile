@@ -37,7 +37,7 @@ format:  ## let ruff tidy up
 lock:  ## resolve requirements/*.lock anew from pyproject.toml
 	@scripts/lock.sh
 
-bench:  ## measure: publish, commit, whole path, model client; prints tables
+bench:  ## measure engine, latency, episodes and nine peers in one run; goals beside the numbers
 	@scripts/setup.sh dev
 	$(V)/python -m benchmarks
 

@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from yarl import URL
 
 from common import __version__
 from common.failures import ConfigurationError
@@ -111,7 +110,7 @@ class OpenAIChat:
         self._trace = local if trace_headers is None else trace_headers
         self._toll = Toll(config, gate, watch, local=local) if gate is not None else None
         self._pool = (pool or Pool()).share()
-        self._url = URL(config.base_url.rstrip("/") + "/chat/completions")
+        self._url = config.base_url.rstrip("/") + "/chat/completions"
         self._headers = {"Content-Type": "application/json", "User-Agent": _USER_AGENT}
         if config.api_key:
             key = config.api_key.get_secret_value().strip()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
-from multidict import CIMultiDictProxy
-from yarl import URL
 
 from common.llm.types import Headers
 
@@ -25,7 +24,8 @@ class Answer:
     """A whole HTTP answer."""
 
     status: int
-    headers: CIMultiDictProxy[str]
+    headers: Mapping[str, str]
+    """Looked up in any case."""
     content: bytes
 
     @property
@@ -56,7 +56,7 @@ class Pool:
             if self._session is not None:
                 await self._session.close()
 
-    async def post(self, url: URL, body: bytes, headers: Headers) -> Answer:
+    async def post(self, url: str, body: bytes, headers: Headers) -> Answer:
         """Send one request; redirects are not followed.
 
         Raises `aiohttp.ClientError` and `OSError`. No limit on reading: each call has a total

@@ -160,7 +160,12 @@ class BudgetWatch:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def look(self) -> None:
-        self._seen = await read_budgets(self._server)
+        found = await read_budgets(self._server)
+        # A budget that is taken away keeps its scope: one without is a server that was flushed.
+        lost = [budget for scope, budget in self._seen.items() if scope not in found]
+        for budget in lost:
+            await self._restore(budget)
+        self._seen = await read_budgets(self._server) if lost else found
         self._seen_at = time.monotonic()
         if self._metrics is not None:
             for scope, budget in self._seen.items():
@@ -182,6 +187,17 @@ class BudgetWatch:
                     assert amounts.limit is not None
                     return exceeded(scope, unit, amounts.limit, amounts.spent, amounts.least)
         return None
+
+    async def _restore(self, budget: Budget) -> None:
+        """Put back what the server has forgotten: a limit that vanishes is no permission."""
+        fields: list[object] = ["calls", budget.calls]
+        for unit, amounts in (("usd", budget.usd), ("tok", budget.tokens)):
+            # What was held may have been paid, and nobody will settle it any more.
+            fields += [f"{unit}_spent", amounts.spent + amounts.held]
+            if amounts.limit is not None:
+                fields += [f"{unit}_limit", amounts.limit]
+        if await library.call(self._server, "restore", (budget.scope, *fields)):
+            log.error("budget.restored", scope=budget.scope, hint="the server had forgotten it")
 
     async def _keep_looking(self) -> None:
         while True:

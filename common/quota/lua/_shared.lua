@@ -75,6 +75,9 @@ local function save(ctx)
   end
 end
 
+-- Episodes under way must get to their end when memory is full, or none would ever free any.
 local function register(name, callback)
-  redis.register_function(name .. '_@VERSION@', callback)
+  redis.register_function{
+    function_name = name .. '_@VERSION@', callback = callback, flags = { 'allow-oom' },
+  }
 end

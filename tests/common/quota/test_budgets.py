@@ -238,3 +238,33 @@ async def test_one_call_that_asks_for_too_much_closes_the_budget_for_nobody(
 
 async def _is_waiting(server: Server) -> bool:
     return bool(await server.client.hlen("fleet:{quota}:w:p1"))
+
+
+async def test_a_flushed_server_is_told_its_budgets_again(
+    server: Server, open_gate: OpenGate
+) -> None:
+    await set_budget(server, ME, tokens=1000)
+    gate = open_gate()
+    await used(gate, ask(tokens=400), tokens=400)
+    watches = [BudgetWatch(server), BudgetWatch(server)]
+    for watch in watches:
+        await watch.look()
+    await server.client.flushall()
+    for watch in watches:
+        await watch.look()
+    run = (await read_budgets(server))["run"]
+    assert (run.tokens.limit, run.tokens.spent) == (1000, 400)
+    with pytest.raises(BudgetExceeded):
+        await gate.admit(ask(tokens=700), within=10)
+
+
+async def test_a_call_is_let_through_when_memory_is_full(
+    server: Server, open_gate: OpenGate
+) -> None:
+    gate = open_gate()
+    await used(gate, ask())
+    await server.client.config_set("maxmemory", 1)
+    try:
+        await used(gate, ask())
+    finally:
+        await server.client.config_set("maxmemory", 0)
