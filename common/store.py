@@ -110,7 +110,7 @@ class Store:
         """Remove what was written under a lease that was lost before its commit."""
         self.attempt_path(task_id, attempt_id).unlink(missing_ok=True)
 
-    def sweep(self, task_id: str, committed: str) -> list[str]:
+    def sweep(self, task_id: str, committed: str, *, scene: str) -> list[str]:
         """Remove what other leases on the same entry as ``committed`` left; returns their ids.
 
         An entry ends with the one commit it allows: every other attempt at it lost its lease, and
@@ -127,6 +127,7 @@ class Store:
             and (match := _ATTEMPT.fullmatch(other)) is not None
             and match.groups()[:4] == found.groups()[:4]
             and not self.review_path(task_id, other).exists()
+            and self._is_of(scene, task_id, other)
         ]
         for attempt_id in lost:
             self.discard_attempt(task_id, attempt_id)
@@ -135,6 +136,13 @@ class Store:
                 if time.time() - half.stat().st_mtime > _HALF_WRITTEN:
                     half.unlink()
         return lost
+
+    def _is_of(self, scene: str, task_id: str, attempt_id: str) -> bool:
+        """Two scenes may have tasks of one name, and entries of one id."""
+        try:
+            return self.read_attempt(task_id, attempt_id).assignment.task.scene == scene
+        except StoreError:
+            return False
 
     def _put(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")

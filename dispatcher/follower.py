@@ -96,14 +96,16 @@ class Follower:
         self._looked = 0.0
         self._finished = Finished(scenes.settings.output)
         self._before = 0
-        self._recovering: set[str] = set()
-        """Scenes the queue knows nothing of, though the store may."""
 
     async def load(self) -> None:
         """Ask the queue how far each scene has got."""
         await asyncio.gather(*(reader.load() for reader in self._readers))
-        if (self._scenes.settings.output / "trajectories").is_dir():
-            self._recovering = {reader.name for reader in self._readers if reader.new}
+        if not (self._scenes.settings.output / "trajectories").is_dir():
+            return
+        for reader in self._readers:
+            if await reader.blank():  # a new server, or one that was flushed while we were away
+                with suppress(OSError):
+                    reader.restart(self._path.stat().st_size)
 
     def progress(self) -> Progress | None:
         """How far the slowest scene is; None as long as the file has not been there."""
@@ -251,7 +253,7 @@ class Follower:
         """Publish one scene's part of a chunk; returns its duplicates."""
         start, metrics = reader.position, self._scenes.metrics
         work = [(line, item) for line, item in work if line.offset >= start.offset]
-        if reader.name in self._recovering:
+        if start.reread:
             work = await asyncio.to_thread(self._unfinished, work)
         reply = await self._send(reader, [item.new for _, item in work], end)
         self._scenes.set_blocked(reader.name, reply.outcome == "full")
@@ -287,7 +289,6 @@ class Follower:
             hint="the file is read again; tasks whose results are in the store are not run again",
         )  # fmt: skip
         reader.restart(self._size)
-        self._recovering.add(reader.name)
 
     # -- the file as a whole -----------------------------------------------------------------
 

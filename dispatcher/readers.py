@@ -57,10 +57,9 @@ class Reader:
     async def load(self) -> None:
         self._take(await self._queue.position(self._file))
 
-    @property
-    def new(self) -> bool:
-        """The queue knows no position: the file is new to it, or the server was flushed."""
-        return not self._stored
+    async def blank(self) -> bool:
+        """Does the queue know neither our position nor any task of this scene?"""
+        return not self._stored and not (await self._queue.counts())["tasks"]
 
     def skip(self, end: Position) -> None:
         """Move to ``end``, past lines that are none of ours.

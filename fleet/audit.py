@@ -39,7 +39,7 @@ class Row:
 @audit_app.command(epilog="Example: fleet audit --scene code --limit 20")
 def audit(
     scene: SceneOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="The latest so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="The latest so many.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     output: Output = None,
 ) -> None:

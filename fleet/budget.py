@@ -30,16 +30,18 @@ Scene = Annotated[
 @budget_app.command("set")
 def budget_set(
     scene: Scene = None,
-    usd: Annotated[float | None, typer.Option(min=0, help="US dollars, in all.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=0, help="Prompt and answer, in all.")] = None,
+    usd: Annotated[float | None, typer.Option(min=0, max=1e9, help="US dollars, in all.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=0, max=10**15, help="Prompt and answer, in all.")
+    ] = None,
     why: Annotated[str, typer.Option(help="Kept in the audit.")] = "",
     output: Output = None,
 ) -> None:
     """Set a limit. It counts everything spent so far, and holds from the next model call on."""
     if usd is None and tokens is None:
         fail("say how much: --usd X, --tokens N, or both", 2)
-    if usd is not None and not math.isfinite(usd):
-        fail("--usd must be an amount", 2)
+    if usd is not None and (not math.isfinite(usd) or 0 < usd < 1e-9):
+        fail("--usd must be an amount, and at least 1e-9 or 0", 2)
     name = _known(scene)
 
     async def change(server: Server) -> Budget:

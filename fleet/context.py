@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
+import redis
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -98,6 +99,10 @@ def with_server(settings: Settings, ask: Callable[[Server], Awaitable[T]]) -> T:
         return asyncio.run(run())
     except (ConfigurationError, ServerGone) as error:
         fail(str(error), 78)
+    except redis.exceptions.ResponseError as error:
+        fail(f"the server refused: {error}", 78)
+    except UnicodeEncodeError:
+        fail("what was typed is not UTF-8", 2)
 
 
 def store_of(settings: Settings) -> Store:

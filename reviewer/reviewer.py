@@ -24,6 +24,8 @@ from reviewer.review import Reviewed, review
 log = logger("reviewer")
 
 _BATCH = 16
+_GC = 600.0
+"""Seconds between two looks for consumers that are long gone."""
 
 
 class Reviewer:
@@ -51,7 +53,7 @@ class Reviewer:
                 server, scene, consumer=consumer, stage="review", ledger_ttl=settings.ledger_ttl
             )
             self._lines.append((queue, Committer(queue)))
-        self._reclaim_at = 0.0
+        self._reclaim_at = self._gc_at = 0.0
         self._heartbeat = Heartbeat(server.url, lease=settings.lease, on_lost=lambda _: None)
 
     async def run(self, draining: asyncio.Event) -> None:
@@ -60,6 +62,10 @@ class Reviewer:
             while not draining.is_set():
                 self._health.turn()
                 self._heartbeat.pulse()
+                if time.monotonic() >= self._gc_at:
+                    self._gc_at = time.monotonic() + _GC
+                    for queue, _ in self._lines:
+                        await queue.gc()
                 self._metrics.loop_success.labels("reviewer").set_to_current_time()
                 reclaiming = time.monotonic() >= self._reclaim_at and self._heartbeat.steady
                 if reclaiming:
@@ -138,7 +144,9 @@ class Reviewer:
         await asyncio.to_thread(self._store.write_review, outcome.review)
         await committer.commit(lease, _decision(outcome))
         self._count(lease.scene, outcome)
-        swept = await asyncio.to_thread(self._store.sweep, lease.task_id, event["attempt_id"])
+        swept = await asyncio.to_thread(
+            self._store.sweep, lease.task_id, event["attempt_id"], scene=lease.scene
+        )
         if swept:
             self._metrics.swept.labels(lease.scene).inc(len(swept))
             log.info("store.swept", task_id=lease.task_id, attempts=swept)

@@ -10,6 +10,9 @@ from common.failures import Failure, FailureClass, FailureKind
 from common.queue.committer import Dead, Done, Outcome, Retry
 from common.trajectory import Trajectory
 
+_LONGEST = 3600.0
+"""Seconds a provider's Retry-After may park a task; some say a year."""
+
 
 def outcome_of(trajectory: Trajectory, digest: str, *, base: float) -> tuple[Outcome, str]:
     """Return what to commit, and its name in the metrics.
@@ -36,6 +39,7 @@ def outcome_of(trajectory: Trajectory, digest: str, *, base: float) -> tuple[Out
 def retry_of(failure: Failure, *, base: float) -> Retry:
     """A spread first delay (it doubles with each retry), never less than we were asked to."""
     delay = random.uniform(0.5, 1.0) * base
-    delay = max(delay, (failure.retry_after or 0.0) * random.uniform(1.0, 1.25))
+    asked = min(failure.retry_after or 0.0, _LONGEST)
+    delay = max(delay, asked * random.uniform(1.0, 1.25))
     error = f"{failure.kind.value}: {failure.message[:1500]}"
     return Retry(delay, error, counted=failure.kind is not FailureKind.RATE_LIMITED)

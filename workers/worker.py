@@ -44,6 +44,8 @@ log = logger("worker")
 _RECLAIM = 0.15
 """Leases between two looks for silent owners: with jitter and the owner's last renewal, its work
 runs again within 1.2 leases of its death."""
+_GC = 600
+"""Seconds between two looks for consumers that are long gone; the first is at the start."""
 _HOLD_CHECK = 3.0
 """Seconds between looks whether a store that could not be written can be again."""
 
@@ -55,6 +57,8 @@ class _Running:
     lease: Lease
     queue: SceneQueue
     task: asyncio.Task[None] | None = None
+    committing: bool = False
+    """Its outcome is on the way to the server, which knows best whose lease it is."""
     stopped: Literal["", "lost", "cancelled"] = ""
     """Why its task was cancelled, where it is not for draining."""
 
@@ -299,6 +303,7 @@ class Worker:
         trajectory = await episode.run()
         digest = await asyncio.to_thread(self._store.write_attempt, trajectory)
         outcome, name = outcome_of(trajectory, digest, base=self._settings.retry_delay)
+        running.committing = True
         try:
             await line.committer.commit(lease, outcome)
         except LeaseLost:
@@ -326,6 +331,11 @@ class Worker:
             await line.committer.commit(lease, outcome)
         except LeaseLost:
             log.warning("lease.lost", task_id=lease.task_id, attempt_id=lease.attempt_id)
+        except ServerGone:
+            raise
+        except Exception:
+            # The lease lapses, and somebody else tries: no reason to end what runs beside it.
+            log.exception("commit.failed", task_id=lease.task_id, attempt_id=lease.attempt_id)
 
     def _count(self, trajectory: Trajectory, name: str) -> None:
         scene = trajectory.assignment.task.scene
@@ -350,7 +360,9 @@ class Worker:
 
     def _stop(self, lease: Lease, why: Literal["lost", "cancelled"]) -> None:
         running = self._running.get(lease)
-        if running is not None and running.task is not None and not running.stopped:
+        if running is None or running.task is None or running.committing:
+            return
+        if not running.stopped:
             log.warning(f"lease.{why}", task_id=lease.task_id, attempt_id=lease.attempt_id)
             running.stopped = why
             running.task.cancel()
@@ -388,13 +400,13 @@ class Worker:
         turn = 0
         while True:
             await asyncio.sleep(1.0)
-            turn += 1
             self._heartbeat.pulse()
             self._metrics.loop_success.labels("worker").set_to_current_time()
             for line in self._lines:
                 await line.queue.promote()
-                if turn % 600 == 0:
+                if turn % _GC == 0:
                     await line.queue.gc()
+            turn += 1
             if turn % 60 == 0:
                 for line in self._lines:
                     await line.scene.reap()

@@ -100,7 +100,8 @@ def text_argument(tool: dict[str, Any]) -> str | None:
 
 def _native(message: dict[str, Any], cut: bool) -> tuple[ModelCall, ...]:
     calls = []
-    for item in message.get("tool_calls") or ():
+    listed = message.get("tool_calls")
+    for item in listed if isinstance(listed, list) else ():
         function = item.get("function") if isinstance(item, dict) else None
         if not isinstance(function, dict):
             continue

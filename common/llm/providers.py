@@ -6,6 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, SecretStr
@@ -126,6 +127,13 @@ def _configure(name: str, settings: Settings, model: str | None) -> ProviderConf
         raise ConfigurationError("FLEET_LLM_PROVIDER=custom needs FLEET_LLM_BASE_URL")
     if base_url is not None and not re.match(r"https?://[^/?#]", base_url):
         raise ConfigurationError(f"the URL of provider {name} must look like http://host:8000/v1")
+    if base_url is not None and "@" in urlsplit(base_url).netloc:
+        raise ConfigurationError(
+            f"the URL of provider {name} holds a user or password: put the key into "
+            f"{record.key_variable} instead"
+        )
+    if key is not None and not key.get_secret_value().strip().isprintable():
+        raise ConfigurationError(f"{record.key_variable} holds a line break or control character")
     if key is None and name not in ("custom", "embedded"):
         raise ConfigurationError(f"FLEET_LLM_PROVIDER={name} needs {record.key_variable}")
     if model is None:

@@ -108,13 +108,13 @@ class Toll:
         except Unpriced as error:
             scene = error.scope.removeprefix("scene:")
             option = "" if error.scope == "run" else f" --scene {scene}"
-            refusal = ModelMisconfigured(
+            # Ends the task and not the worker: a person sets a price, and runs it again.
+            raise BudgetExceeded(
                 f"{name}: there is a budget in USD ({error.scope}), but no price is known for "
                 f"{call.model}: set FLEET_LLM_PRICE (of a custom provider) or write its `price` "
-                f"into providers.yaml, or take the budget away: `fleet budget clear{option}`"
-            )
-            refusal.about_model = True
-            raise refusal from None
+                f"into providers.yaml, or take the budget away (`fleet budget clear{option}`); then "
+                "run what it ended again with `fleet dead retry`."
+            ) from None
         finally:
             call.throttled += time.monotonic() - started
 

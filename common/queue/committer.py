@@ -130,13 +130,18 @@ def _verb(outcome: Outcome) -> tuple[str, Any, Any]:
         case Done(event):
             return "done", event, ""
         case Retry(delay, error, counted):
-            return "retry" if counted else "wait", int(delay * 1000), error
+            return "retry" if counted else "wait", int(delay * 1000), _text(error)
         case Dead(reason, error):
-            return "dead", reason, error
+            return "dead", reason, _text(error)
         case Cancelled():
             return "cancelled", "", ""
         case Decision():
             raise TypeError("a worker commits attempts, not decisions")
+
+
+def _text(error: str) -> bytes:
+    """Encode what somebody said: half a surrogate pair must not cost the others in the batch."""
+    return error.encode("utf-8", "replace")
 
 
 def _decision_fields(lease: Lease, outcome: Decision) -> list[Any]:

@@ -127,8 +127,12 @@ class Server:
         if channel is not None and channel.open:  # the hot path
             try:
                 return await channel.call(*command)
-            except (*_GONE, redis.exceptions.ResponseError):
-                self.interruptions += 1  # asked again below, where failures are told apart
+            except _GONE:
+                self.interruptions += 1
+            except redis.exceptions.ResponseError as error:
+                # What the server will not do now is asked again below; what it did wrong is not.
+                if not scripts.is_missing(error) and not _is_passing(error):
+                    raise
         return await self.persist(lambda: self._call(command, load))
 
     async def _call(self, command: tuple[Any, ...], load: Load) -> Any:
@@ -180,8 +184,7 @@ class Server:
                     ) from None
                 trouble: Exception = error
             except (*_GONE, redis.exceptions.ResponseError) as error:
-                passing = isinstance(error, (*_GONE, *_CANNOT_NOW))
-                if not passing and not str(error).startswith(_PASSING):
+                if not isinstance(error, _GONE) and not _is_passing(error):
                     raise
                 trouble = error
             else:
@@ -286,6 +289,10 @@ class Server:
                 "it is a read-only replica; name the master, or its sentinels"
             )
         return info
+
+
+def _is_passing(error: Exception) -> bool:
+    return isinstance(error, _CANNOT_NOW) or str(error).startswith(_PASSING)
 
 
 def _doubts(info: dict[str, Any], *, replicated: bool) -> tuple[str, ...]:

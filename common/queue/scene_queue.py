@@ -128,10 +128,10 @@ class SceneQueue:
         self.ttl_ms = int(ledger_ttl * 1000)
         self.streams = self.keys.lanes if stage == "work" else (self.keys.events,)
         self._takes = 0
-        # An entry's id is in the attempt's; the owner and the lane tell the rest apart (entries
-        # of two lanes may share an id: both were added in the same millisecond).
+        # An entry's id is in the attempt's; owner, scene and lane tell the rest apart (entries of
+        # two streams may share an id: both were added in the same millisecond).
         self._owner = [
-            hashlib.sha256(f"{consumer}/{n}".encode()).hexdigest()[:8]
+            hashlib.sha256(f"{scene}/{consumer}/{n}".encode()).hexdigest()[:8]
             for n in range(len(self.streams) + 1)
         ]
         self._handed = 0
@@ -212,6 +212,7 @@ class SceneQueue:
         mine: list[Any] = []
         for held in holding:
             mine += [held.stream, held.entry]
+        before = self.server.interruptions
         buried, unknown, *rows = await self.server.fcall(
             "reclaim",
             (self.keys.prefix, *self.streams),
@@ -220,14 +221,16 @@ class SceneQueue:
                 self.ttl_ms, self.stage, int(self._unsure), heard, *mine,
             ),
         )  # fmt: skip
-        if unknown:
+        if self.server.interruptions != before:
+            self._unsure = True
+        elif unknown:
             self._unsure = False  # an outage loses the replies under way, and then it is over
         return Reclaimed([self._lease(row, row[0]) for row in rows], buried)
 
     async def promote(self, limit: int = 256) -> int:
         """Move delayed work that is due into its stream."""
         keys = (self.keys.prefix, *self.keys.lanes)
-        return int(await self.server.fcall("promote", keys, (limit,)))
+        return int(await self.server.fcall("promote", keys, (limit, self.ttl_ms)))
 
     async def gc(self, idle: float = 3600.0) -> int:
         """Forget consumers silent for ``idle`` seconds that own nothing."""

@@ -62,11 +62,11 @@ def test_files_of_attempts_that_lost_their_lease_are_swept_and_no_others(store: 
     store.write_review(review_of(made("t", committed)))
     half = store.root / "trajectories" / "t" / ".x.json.abc.tmp"
     half.touch()
-    assert store.sweep("t", committed) == lost
+    assert store.sweep("t", committed, scene="code") == lost
     assert sorted(store.attempts_of("t")) == sorted(kept)
     assert half.exists()  # somebody may be writing it
     os.utime(half, (0, 0))
-    assert store.sweep("t", committed) == []
+    assert store.sweep("t", committed, scene="code") == []
     assert not half.exists()
 
 

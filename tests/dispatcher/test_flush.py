@@ -66,3 +66,26 @@ async def test_what_the_store_holds_the_end_of_is_not_run_again_after_a_flush(
     await server.client.flushall()
     await desk.once()
     assert set(await desk.ids()) == {"t1", "t3", "t4", "t5"}
+
+
+async def test_a_recovery_that_is_cut_short_is_gone_on_with(desk: Desk, server: Server) -> None:
+    desk.append(lines(names(0, 2500)))
+    await desk.once()
+    decide(desk.output, line("t02499"))
+    await server.client.flushall()
+    before = desk.count("dispatched")
+    async with desk.following():
+        await eventually(lambda: desk.count("dispatched") > before, "the first chunk")
+    await desk.once()
+    assert await desk.ids() == names(0, 2499)
+
+
+async def test_two_dispatchers_recover_together(desk: Desk, server: Server) -> None:
+    desk.append(lines(names(0, 2500)))
+    async with desk.following(), desk.following():
+        await desk.done()
+        decide(desk.output, line("t02499"))
+        await server.client.flushall()
+        await desk.arrived(names(0, 2499))
+    await desk.once()
+    assert await desk.ids() == names(0, 2499)

@@ -53,7 +53,13 @@ local function commit(keys, argv)
     else
       ours = ended[lane][entry] == nil and owns(stream, 'workers', consumer, entry, deliveries)
     end
-    if not ours then
+    local found = ours and (verb == 'done' or entry_of(stream, entry))
+    if ours and not found then
+      -- Somebody removed the entry by hand: there is nothing left to end.
+      redis.call('XACK', stream, 'workers', entry)
+      count(prefix, 'lost')
+      reply[#reply + 1] = 0
+    elseif not ours then
       local before = redis.call('HGET', ledger, 'k:' .. unit) == attempt
       if not before then count(prefix, 'lost') end
       reply[#reply + 1] = before and 2 or 0
@@ -65,7 +71,7 @@ local function commit(keys, argv)
         journals[#journals + 1] = prefix .. 'j:' .. id .. ':' .. unit
       else
         redis.call('HSET', ledger, 'k:' .. unit, attempt)
-        local payload = entry_of(stream, entry).p
+        local payload = found.p
         local cancelled = redis.call('SISMEMBER', prefix .. 'cancel', id) == 1
         if verb == 'cancelled' or (cancelled and verb ~= 'dead') then
           cancel_unit(prefix, id, unit, ttl)

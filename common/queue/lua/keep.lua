@@ -9,7 +9,7 @@
 -- end; what a unit may keep is bounded by the caller.
 local function keep(keys, argv)
   local state = redis.call('HGET', keys[2], 'u:' .. argv[1])
-  if state and state ~= 'delayed' then return 0 end
+  if state and state ~= 'delayed' and state ~= 'queued' then return 0 end
   redis.call('HSET', keys[1], argv[2], argv[3])
   redis.call('PEXPIRE', keys[1], argv[4])
   return 1

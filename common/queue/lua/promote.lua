@@ -1,7 +1,7 @@
 -- promote: move delayed work whose time has come into its stream.
 --
 -- KEYS  prefix, hi, mid, lo
--- ARGV  limit
+-- ARGV  limit, ledger ttl (ms)
 -- Reply number moved
 local function promote(keys, argv)
   local prefix = keys[1]
@@ -23,6 +23,10 @@ local function promote(keys, argv)
         'deliveries', 0, 'history', '')
       count(prefix, 'dead')
       count(prefix, 'dead_work')
+      if redis.call('HSETNX', ledger, 'st', 'dead') == 1 then
+        redis.call('PEXPIRE', ledger, argv[2])
+        count(prefix, 'tasks_dead')
+      end
     end
   end
   return #due

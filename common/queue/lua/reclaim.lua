@@ -12,6 +12,23 @@
 -- dead letter "poison": something in it kills its consumers. An entry that is the caller's without its
 -- knowing, after a reply got lost, was handed out in that reply: nobody died on it, so it is handed
 -- out again, uncounted.
+
+-- Pending entries nobody renewed for a lease, but for those handed back: they are free already,
+-- `take` hands them out, and however many there are they must not hide the others.
+local function silent(stream, group, lease)
+  local found, from = {}, '-'
+  for _ = 1, 64 do
+    local page = redis.pcall('XPENDING', stream, group, 'IDLE', lease, from, '+', 256)
+    if page.err or #page == 0 then break end
+    for _, row in ipairs(page) do
+      if row[2] ~= RELEASED then found[#found + 1] = row end
+    end
+    if #page < 256 or #found >= 256 then break end
+    from = '(' .. page[#page][1]
+  end
+  return found
+end
+
 local function reclaim(keys, argv)
   local prefix, group, consumer, lease = keys[1], argv[1], argv[2], argv[3]
   local max, want, ttl, stage = tonumber(argv[4]), tonumber(argv[5]), argv[6], argv[7]
@@ -23,9 +40,7 @@ local function reclaim(keys, argv)
   for i = 10, #argv, 2 do mine[argv[i] .. '/' .. argv[i + 1]] = true end
   for s = 2, #keys do
     local stream = keys[s]
-    local idle = redis.pcall('XPENDING', stream, group, 'IDLE', lease, '-', '+', 256)
-    if idle.err then idle = {} end
-    for _, row in ipairs(idle) do
+    for _, row in ipairs(silent(stream, group, lease)) do
       local entry, owner, deliveries = row[1], row[2], row[4]
       local f = entry_of(stream, entry)
       if not f then
@@ -42,8 +57,6 @@ local function reclaim(keys, argv)
           reply[2] = reply[2] + 1
           want = want - 1
         end
-      elseif owner == RELEASED then
-        -- Free already: `take` hands it out.
       elseif deliveries >= max then
         note(prefix .. 't:' .. f.id, f.u, 'delivery ' .. deliveries .. ': ' .. owner .. ' fell silent')
         local err = 'delivered ' .. deliveries .. ' times; the last consumer to fall silent was ' .. owner

@@ -178,3 +178,8 @@ def test_good_arguments_come_through_unchanged() -> None:
     arguments, error = read_arguments(text)
     assert error is None
     assert arguments == {"code": 'print("ü")', "n": -(2**63), "deep": [{"x": [1.5, None]}]}
+
+
+@pytest.mark.parametrize("calls", [5, True, "x", {"id": "1"}])
+def test_tool_calls_that_are_no_list_are_no_calls(calls: object) -> None:
+    assert read("hello", tool_calls=calls).calls == ()

@@ -165,3 +165,18 @@ def test_a_usage_that_makes_no_sense_is_estimated(counted: object) -> None:
     assert usage.estimated
     assert 900 < usage.prompt_tokens < 1200
     assert usage.completion_tokens >= 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"llm_base_url": "http://me:pw@vllm:8000/v1"}, "holds a user or password"),
+        ({"llm_base_url": "http://vllm:8000/v1", "llm_api_key": "a\nb"}, "holds a line break"),
+    ],
+)
+def test_what_no_request_could_carry_is_refused_at_the_start(
+    settings: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=reason) as error:
+        chosen(llm_model="m", **settings)
+    assert "pw" not in str(error.value)

@@ -13,7 +13,6 @@ from common.llm.cost import estimate, is_free, nano
 from common.llm.http import Pool
 from common.llm.types import (
     Capabilities,
-    ModelMisconfigured,
     ModelRateLimited,
     ModelRefused,
     ModelUnavailable,
@@ -139,7 +138,7 @@ async def test_a_budget_in_dollars_refuses_a_model_without_a_price_and_says_what
     standin.script.add("t", DONE)
     await set_budget(server, ME, usd=5)
     model = through(capabilities=Capabilities(tool_mode="native"))
-    with pytest.raises(ModelMisconfigured, match=r"no price is known for some-model.*LLM_PRICE"):
+    with pytest.raises(BudgetExceeded, match=r"no price is known for some-model.*LLM_PRICE"):
         await ask(model)
     assert standin.journal == []
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from common.failures import LeaseLost
 from common.queue.committer import Cancelled, Committer, Dead, Decision, Done, Retry
 from common.queue.connection import Server
 from common.queue.control import Control, Who, drain, drain_asked, fleet_audit
 from common.queue.heartbeat import Heartbeat
-from common.queue.scene_queue import SceneQueue
+from common.queue.scene_queue import Reclaimed, SceneQueue
 from common.task import Assignment
 from tests.helpers import eventually, task, units
 
@@ -212,3 +215,91 @@ async def test_draining_means_those_who_run_now_and_is_on_record(server: Server)
     assert await drain_asked(server, before) == "ann@here"
     assert await drain_asked(server, before + 60) is None
     assert [row["action"] for row in await fleet_audit(server)] == ["drain"]
+
+
+async def test_attempts_of_one_name_in_two_scenes_never_share_a_file(server: Server) -> None:
+    code = queue(server)
+    web = SceneQueue(server, "web", consumer="a")
+    for q in (code, web):
+        await q.publish([units(task())])
+    [one], [other] = await code.take(1), await web.take(1)
+    same_entry = other.attempt_id.replace(other.entry, one.entry)
+    assert one.attempt_id != same_entry
+
+
+async def test_an_entry_that_somebody_removed_costs_the_rest_of_the_batch_nothing(
+    either: Server,
+) -> None:
+    q = queue(either)
+    await q.publish([units(task(f"t{n}")) for n in range(10)])
+    leases = await q.take(10)
+    committer = Committer(q)
+    await either.client.xdel(q.streams[1], leases[4].entry)
+    outcomes = [Retry(1.0, "x") if n == 4 else Done(b"{}") for n in range(10)]
+    replies = await asyncio.gather(
+        *(committer.commit(x, o) for x, o in zip(leases, outcomes, strict=True)),
+        return_exceptions=True,
+    )
+    assert [type(r) for r in replies] == [LeaseLost if n == 4 else type(None) for n in range(10)]
+    counts = await q.counts()
+    assert (counts["committed"], counts.reviewing, counts.running) == (9, 9, 0)
+    assert counts.unaccounted == 1  # which is what really happened
+
+
+async def test_a_lost_reply_of_a_take_over_kills_nobody(either: Server) -> None:
+    a, b = queue(either, "a"), queue(either, "b")
+    await a.publish([units(task())])
+    await a.take(1)
+
+    async def silent() -> bool:
+        rows = await either.client.xpending_range(a.streams[1], "workers", "-", "+", 1, idle=200)
+        return bool(rows)
+
+    async def taken_over() -> bool:
+        got.append(await b.reclaim(1, lease=0.2, max_deliveries=2))
+        return bool(got[-1].leases or got[-1].buried)
+
+    got: list[Reclaimed] = []
+    await eventually(silent, "its owner is silent")
+    b.server, real = _LosesTheFirstReply(either.url), b.server
+    assert not await taken_over()
+    await b.server.close()
+    b.server = real
+    await eventually(taken_over, "it is handed out again")
+    assert ([x.deliveries for x in got[-1].leases], got[-1].buried) == ([2], 0)
+
+
+async def test_work_handed_back_hides_no_dead_consumers_work(either: Server) -> None:
+    a, dead = queue(either, "a"), queue(either, "dead")
+    await a.publish([units(task(f"t{n}")) for n in range(301)])
+    handed_back = await a.take(300)
+    [lost] = await dead.take(1)
+    await a.release(handed_back)
+    got = await a.reclaim(1, lease=0.0, max_deliveries=3)
+    assert [x.task_id for x in got.leases] == [lost.task_id]
+
+
+async def test_answers_are_journalled_on_a_retry_and_after_a_revival_too(
+    either: Server, control: Control
+) -> None:
+    q = queue(either)
+    await q.publish([units(task())])
+
+    async def kept(request: str) -> bool:
+        keys = (q.keys.journal("t", "r1-s0"), q.keys.ledger("t"))
+        return bool(await either.fcall("keep", keys, ("r1-s0", request, b"answer", 60_000)))
+
+    [lease] = await q.take(1)
+    assert await kept("first")
+    await Committer(q).commit(lease, Retry(0.001, "x"))
+    await eventually(lambda: _due(q), "it is due again")
+    [lease] = await q.take(1)
+    assert await kept("on the retry")
+    await Committer(q).commit(lease, Dead("budget_exceeded", "x"))
+    [letter] = await control.dead_letters()
+    await control.revive([letter["entry"]], ME)
+    [lease] = await q.take(1)
+    assert await kept("after the revival")
+    assert await either.client.hlen(q.keys.journal("t", "r1-s0")) == 3
+    await Committer(q).commit(lease, Done(b"{}"))
+    assert not await kept("too late")
