@@ -18,6 +18,7 @@ import uvloop
 from benchmarks.meter import own_cpu
 from common import logs
 from common.metrics import Metrics
+from common.process import calm_collector
 from common.queue.connection import Server
 from common.serve import Health
 from common.settings import load
@@ -43,4 +44,5 @@ async def run(file: Path) -> dict[str, float]:
 if __name__ == "__main__":
     logs.configure("WARNING", service="dispatcher")
     logging.disable(logging.INFO)
+    calm_collector()  # as `common.service.run` does for every process of the fleet
     uvloop.run(run(Path(sys.argv[1])))

@@ -19,7 +19,7 @@ import orjson
 import uvloop
 
 from benchmarks.meter import own_cpu, own_peak
-from common.process import consumer_name
+from common.process import calm_collector, consumer_name
 from common.queue.committer import Committer, Done
 from common.queue.connection import Server
 from common.queue.heartbeat import Heartbeat
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--idle", type=float, default=0.5)
     parser.add_argument("--held", action="store_true")
     given = parser.parse_args()
+    calm_collector()  # as `common.service.run` does for every process of the fleet
     found = uvloop.run(run(given.scene, given.concurrency, given.idle, held=given.held))
     print(json.dumps(found), flush=True)
 

@@ -112,8 +112,8 @@ class Toll:
             raise BudgetExceeded(
                 f"{name}: there is a budget in USD ({error.scope}), but no price is known for "
                 f"{call.model}: set FLEET_LLM_PRICE (of a custom provider) or write its `price` "
-                f"into providers.yaml, or take the budget away (`fleet budget clear{option}`); then "
-                "run what it ended again with `fleet dead retry`."
+                f"into providers.yaml, or take the budget away (`fleet budget clear{option}`), "
+                "and run what it ended again with `fleet dead retry`."
             ) from None
         finally:
             call.throttled += time.monotonic() - started
