@@ -28,8 +28,8 @@ def die_with_parent(parent_pid: int | None) -> None:
 def calm_collector() -> None:
     """Let the garbage collector look less often, and never at what start-up made.
 
-    A third of the CPU of a busy dispatcher (42 µs a line, 26 without) and a fifth of a worker's went
-    into looking at objects that are freed by themselves, or live until the process ends.
+    A third of the CPU of a busy dispatcher (42 µs a line, 26 without) and a fifth of a worker's
+    went into looking at objects that are freed by themselves, or live until the process ends.
     """
     gc.collect()
     gc.freeze()

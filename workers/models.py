@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from common.failures import FailureKind, FleetError
 from common.llm.types import CallRecord, ChatModel
@@ -24,6 +25,7 @@ class Policies:
         self._deadline = deadline
         self._metrics = metrics
         self._unwell: dict[str, float] = {}
+        self._known: dict[tuple[int, tuple[str, ...]], Any] = {}
 
     def use(self, models: list[ChatModel]) -> None:
         self._models = models
@@ -56,16 +58,23 @@ class Policies:
             self._unwell[call.provider] = time.monotonic() + _REST
         elif call.error_type is None:
             self._unwell.pop(call.provider, None)
+        metrics, one = self._metrics, self._series
         labels = ("chat", call.provider, call.model)
-        metrics = self._metrics
-        metrics.call_seconds.labels(*labels, call.error_type or "").observe(call.seconds)
+        one(metrics.call_seconds, *labels, call.error_type or "").observe(call.seconds)
         metrics.throttled.inc(call.throttled)
         for fault in call.faults:
             metrics.call_retries.labels(call.model, fault).inc()
         if call.usage is not None:
             tokens = metrics.call_tokens
-            tokens.labels(*labels, "input").observe(call.usage.prompt_tokens)
-            tokens.labels(*labels, "output").observe(call.usage.completion_tokens)
-            metrics.cost.labels(call.model, call.account).inc(call.usage.cost_usd or 0.0)
+            one(tokens, *labels, "input").observe(call.usage.prompt_tokens)
+            one(tokens, *labels, "output").observe(call.usage.completion_tokens)
+            one(metrics.cost, call.model, call.account).inc(call.usage.cost_usd or 0.0)
         if call.parse is not None:
-            metrics.parses.labels(call.parse).inc()
+            one(metrics.parses, call.parse).inc()
+
+    def _series(self, metric: Any, *labels: str) -> Any:
+        """Return one time series: looking it up in the library costs as much as counting."""
+        key = (id(metric), labels)
+        if key not in self._known:
+            self._known[key] = metric.labels(*labels)
+        return self._known[key]

@@ -16,6 +16,7 @@ from typing import Self
 from benchmarks.meter import own_cpu, own_peak
 from benchmarks.standin import TOOL
 from common.llm.client import connect
+from common.quota.gate import Gate
 from common.service import Service, run
 from common.store import open_store
 from common.task import Task
@@ -77,7 +78,8 @@ class NoScene:
 async def work(service: Service) -> None:
     settings, metrics = service.settings, service.metrics
     policies = Policies([], deadline=settings.llm_deadline, metrics=metrics)
-    models = connect(settings, observe=policies.observe)
+    gate = Gate(service.server, service.consumer, metrics=metrics)
+    models = connect(settings, observe=policies.observe, gate=gate)
     policies.use(models)
     worker = Worker(
         settings, service.server, open_store(settings.output), [NoScene()], policies, metrics,
@@ -90,6 +92,7 @@ async def work(service: Service) -> None:
     print(json.dumps(used), flush=True)
     for model in models:
         await model.close()
+    await gate.close()
 
 
 def main() -> int:

@@ -17,6 +17,8 @@ _CHARACTERS_PER_TOKEN = 4  # of English text and code, for answers that come wit
 _BYTES_PER_TOKEN = 2  # at least: English has 4, code 3, Chinese 3 (in UTF-8), bare digits 1 to 3
 _IMAGE = re.compile(rb'"data:[^"]{256,}"')
 _TOKENS_PER_IMAGE = 4000  # a large screenshot: OpenAI 1,100 to 2,800, Gemini up to 2,600
+_MOST_TOKENS = 1 << 40
+"""What is counted above that, for one request, is no count."""
 _LONGEST_ANSWER = 4096
 """Tokens reserved for an answer of which nobody said how long it may be."""
 
@@ -135,7 +137,7 @@ def _is_listed(provider: str, model: str) -> bool:
 
 def _count(counted: Any, name: str) -> int | None:
     value = counted.get(name) if isinstance(counted, dict) else None
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value < _MOST_TOKENS else None
 
 
 def _estimate(part: Any) -> int:

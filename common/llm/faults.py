@@ -28,7 +28,8 @@ LABELS = (
 _RETRYABLE = {408, 409, 425}
 _FINISH_OF_A_FAULT = {"error", "insufficient_system_resource"}  # OpenRouter, DeepSeek
 _KEY_LIKE = re.compile(r"\b(?:sk-|AIza)[\w*\-]{6,}")
-_NUMBER = re.compile(r"\s*\d{1,9}(?:\.\d+)?\s*")
+_NUMBER = re.compile(r"\s*\d+(?:\.\d+)?\s*")
+_LONGEST_WAIT = 86_400.0  # seconds: more is a mistake, and nobody waits for it
 _RETRY_DELAY = re.compile(r'"retryDelay":\s*"(\d+(?:\.\d+)?)s"')  # Gemini says it in the body
 # Some providers answer 400 where others answer 401 or 404.
 _REALLY_THE_KEY = re.compile(r"api[ _]key (?:not valid|invalid|expired)|API_KEY_INVALID", re.I)
@@ -45,12 +46,15 @@ class Transient(Exception):
         retry_after: float | None = None,
         *,
         unsent: bool = False,
+        status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.label = label
         self.retry_after = retry_after
         self.unsent = unsent
         """There was no connection to send it over: it cost nothing."""
+        self.status = status
+        """Of HTTP, where that is what failed."""
 
 
 class Limited(Transient):
@@ -95,10 +99,10 @@ def of_status(config: ProviderConfig, model: str, answer: Answer) -> Exception:
                 f"{config.record.key_variable} to another key.{said}"
             )
         after = retry_after(answer)
-        return Limited("rate_limited", f"asked to slow down (429).{said}", after)
+        return Limited("rate_limited", f"asked to slow down (429).{said}", after, status=status)
     if status in _RETRYABLE or status >= 500:
         label = "http_5xx" if status >= 500 else "http_4xx"
-        return Transient(label, f"HTTP {status}.{said}", retry_after(answer))
+        return Transient(label, f"HTTP {status}.{said}", retry_after(answer), status=status)
     if status == 401 or (status == 400 and _REALLY_THE_KEY.search(detail)):
         advice = f"the key was not accepted ({status}): check {config.record.key_variable}."
     elif status == 402:
@@ -119,7 +123,12 @@ def of_status(config: ProviderConfig, model: str, answer: Answer) -> Exception:
 
 
 def retry_after(answer: Answer) -> float | None:
-    """Return the seconds the server asks us to wait, in any of the ways servers say it."""
+    """Return the seconds the server asks us to wait, a day at most, however it says so."""
+    asked = _asked(answer)
+    return None if asked is None else min(max(0.0, asked), _LONGEST_WAIT)
+
+
+def _asked(answer: Answer) -> float | None:
     headers: Mapping[str, str] = answer.headers
     milliseconds, seconds = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
     if _NUMBER.fullmatch(milliseconds):
@@ -128,8 +137,8 @@ def retry_after(answer: Answer) -> float | None:
         return float(seconds)
     if seconds:
         try:
-            return max(0.0, parsedate_to_datetime(seconds).timestamp() - time.time())
-        except ValueError:
+            return parsedate_to_datetime(seconds).timestamp() - time.time()
+        except (ValueError, OverflowError):  # no date, or one of a year or zone there is not
             return None
     found = _RETRY_DELAY.search(answer.text) if answer.status == 429 else None
     return float(found.group(1)) if found else None

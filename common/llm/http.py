@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -17,6 +20,18 @@ NEVER_CONNECTED = (
 """Errors of a request that cannot have reached the server."""
 _CONNECT = 10.0
 """Seconds."""
+
+
+@cache
+def proxy_for(url: str) -> str | None:
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY say for ``url``.
+
+    Asked once: aiohttp's `trust_env` reads the environment and netrc in threads for each request.
+    """
+    parts = urlsplit(url)
+    if parts.hostname is None or proxy_bypass(parts.hostname):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 @dataclass(frozen=True)
@@ -69,9 +84,8 @@ class Pool:
                 connector=aiohttp.TCPConnector(limit=1000, keepalive_timeout=4.5),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=True,  # HTTPS_PROXY and its kin
             )
         async with self._session.post(
-            url, data=body, headers=headers, allow_redirects=False
+            url, data=body, headers=headers, allow_redirects=False, proxy=proxy_for(url)
         ) as response:
             return Answer(response.status, response.headers, await response.read())

@@ -24,6 +24,11 @@ _AT_LEAST = 1.0
 """Seconds for asking the queue server, however little a call may wait for rate limits."""
 
 
+_UNPAID = {409, 425, 429, 500, 503}
+"""HTTP errors of a server that has not answered. Not 408, 502, 504 and 524: there a proxy, or a
+clock, gave up on an answer that may have been written and will be on the bill."""
+
+
 class Fare:
     """What one request has cost; the whole estimate until somebody knows better."""
 
@@ -48,6 +53,8 @@ class Toll:
         self._config = config
         self._gate = gate
         self._watch = watch
+        if watch is not None:
+            gate.before_new_memory(watch.look)
         key = config.api_key.get_secret_value().strip() if config.api_key else ""
         self._line = Line(
             id=provider_id(config.name, config.base_url or "", key),
@@ -123,4 +130,4 @@ def _is_unpaid(error: BaseException) -> bool:
     """Did the provider surely not work for it? Whatever else is in doubt is taken as paid."""
     if isinstance(error, (ModelRefused, ModelMisconfigured)):
         return True
-    return isinstance(error, Transient) and (error.unsent or error.label.startswith("http_"))
+    return isinstance(error, Transient) and (error.unsent or error.status in _UNPAID)

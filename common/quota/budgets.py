@@ -58,8 +58,14 @@ class Budget:
 
 async def read_budgets(server: Server) -> dict[str, Budget]:
     """Return every budget and everything spent, by scope, the run first."""
+    return (await _read(server))[1]
+
+
+async def _read(server: Server) -> tuple[str, dict[str, Budget]]:
+    """Return when the server's memory of budgets began, and what `read_budgets` does."""
     found = {}
-    for scope, flat in await library.call(server, "budgets"):
+    born, *rows = await library.call(server, "budgets")
+    for scope, flat in rows:
         fields = {flat[i].decode(): int(float(flat[i + 1])) for i in range(0, len(flat), 2)}
         usd, tokens = (
             Amounts(
@@ -72,7 +78,7 @@ async def read_budgets(server: Server) -> dict[str, Budget]:
         )
         name = scope.decode()
         found[name] = Budget(name, usd, tokens, fields.get("calls", 0))
-    return dict(sorted(found.items()))
+    return born.decode(), dict(sorted(found.items()))
 
 
 async def set_budget(
@@ -146,6 +152,9 @@ class BudgetWatch:
         self._server = server
         self._metrics = metrics
         self._seen: dict[str, Budget] = {}
+        self._born = ""
+        """When the memory began in which they were seen."""
+        self._looking = asyncio.Lock()
         self._seen_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
@@ -160,16 +169,30 @@ class BudgetWatch:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def look(self) -> None:
-        found = await read_budgets(self._server)
-        # A budget that is taken away keeps its scope: one without is a server that was flushed.
-        lost = [budget for scope, budget in self._seen.items() if scope not in found]
-        for budget in lost:
-            await self._restore(budget)
-        self._seen = await read_budgets(self._server) if lost else found
+        """Read the budgets; put back first what the server has forgotten since the last look."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
+        born, found = await _read(self._server)
+        while lost := self._lost(born, found):
+            for budget in lost:
+                await self._restore(budget)
+            # Read again: if that was forgotten as well meanwhile, `born` is another one.
+            self._born = born
+            born, found = await _read(self._server)
+        self._born, self._seen = born, found
         self._seen_at = time.monotonic()
         if self._metrics is not None:
             for scope, budget in self._seen.items():
                 self._show(self._metrics, scope, budget)
+
+    def _lost(self, born: str, found: Mapping[str, Budget]) -> list[Budget]:
+        """Return what was seen in a memory that is gone: an exchange may have begun it anew."""
+        if self._born not in ("", born):
+            return list(self._seen.values())
+        # A budget that is taken away keeps its scope: one without was set after an old snapshot.
+        return [budget for scope, budget in self._seen.items() if scope not in found]
 
     def objection(self, scene: str, *, free: bool) -> BudgetExceeded | None:
         """Return why no call for ``scene`` can be paid for; None if one can, or nobody knows.

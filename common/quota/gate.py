@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,11 @@ _LISTEN = 1  # second of one blocking read
 _LEAST_REST = 0.005
 _BATCH = 256
 _FLUSH_DEADLINE = 5.0
+_RETRY_REST = 0.05
+_LONGEST_WAIT = 86_400.0
+"""Seconds; more than anybody waits after a 429, and small enough for every counter."""
+_MOST = (1 << 53) - 1
+"""Of tokens or nano-USD of one call: Lua counts no further to the unit."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class _Batch:
 
     number: int
     asked: frozenset[int]
+    freed: tuple[list[Any], ...]
     dropped: tuple[int, ...]
     text: bytes
 
@@ -77,6 +84,9 @@ class Gate:
         self._unanswered: _Batch | None = None
         self._held = 0
         self._epoch = ""
+        self._born = ""
+        """When the server's memory of limits and budgets began, as far as we know."""
+        self._remind: dict[object, Callable[[], Awaitable[None]]] = {}
         self._next_room: float | None = None
         self._wake, self._collected, self._quiet = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._closed = False
@@ -103,6 +113,13 @@ class Gate:
             self._give_up(call, waiting)
             raise
 
+    def before_new_memory(self, remind: Callable[[], Awaitable[None]]) -> None:
+        """Have ``remind`` awaited before anything is let through by a server that forgot all.
+
+        For `BudgetWatch.look`, which puts the budgets back; naming the same one again is nothing.
+        """
+        self._remind[remind] = remind
+
     def settle(
         self,
         permit: Permit,
@@ -117,10 +134,10 @@ class Gate:
         ``tokens`` and ``nano_usd``: what it really used. ``retry_after``: seconds, with a 429.
         """
         ask = permit.ask
-        asked = 0 if retry_after is None else max(0, round(retry_after * 1000))
+        asked = 0 if retry_after is None else round(min(max(0, retry_after), _LONGEST_WAIT) * 1000)
         self._freeing.append(
             [ask.line.id, ask.account, permit.epoch, permit.serial, verdict, ask.tokens,
-             ask.nano_usd, tokens, nano_usd, permit.taken, asked]
+             ask.nano_usd, _counted(tokens), _counted(nano_usd), permit.taken, asked]
         )  # fmt: skip
         self._held -= 1
         self._stir()
@@ -130,6 +147,8 @@ class Gate:
         while self._pending:
             self._stir()
             await self._quiet.wait()
+            if self._pending:  # that exchange failed
+                await asyncio.sleep(_RETRY_REST)
 
     async def close(self) -> None:
         """Send what is left, within seconds; what cannot be sent lapses by itself."""
@@ -191,10 +210,12 @@ class Gate:
                 self._give_up(call, waiting, stir=False)
                 if not waiting.ruling.done():
                     waiting.ruling.set_exception(error)
-            if not isinstance(error, (ServerGone, ConfigurationError)):
-                self._unanswered = None
-                log.exception("quota.exchange_failed")
+            expected = isinstance(error, (ServerGone, ConfigurationError))
+            if not expected:
+                self._take_back()
             self._quiet.set()
+            if not expected:
+                log.exception("quota.exchange_failed")
 
     async def _rest(self) -> None:
         """Wait until there is something to say, there may be room, or it is time to show life."""
@@ -209,9 +230,16 @@ class Gate:
         if self._unanswered is None:
             self._unanswered = self._gather()
         batch = self._unanswered
-        argv = (self._process, batch.number, int(self._ttl * 1000), batch.text)
-        reply = orjson.loads(await library.call(self._server, "exchange", argv))
-        self._unanswered = None
+        while True:
+            argv = (self._process, batch.number, int(self._ttl * 1000), batch.text, self._born)
+            reply = orjson.loads(await library.call(self._server, "exchange", argv))
+            if "epoch" in reply:
+                break
+            # A new memory without budgets: nothing was done yet.
+            for remind in list(self._remind.values()):
+                await remind()
+            self._born = reply["born"]
+        self._unanswered, self._born = None, reply["born"]
         self._heed(reply, batch.asked)
         for call in batch.dropped:
             self._leaving.pop(call, None)
@@ -220,9 +248,7 @@ class Gate:
             self._ear = asyncio.create_task(self._listen(), name="quota-inbox")
 
     def _gather(self) -> _Batch:
-        calls, self._asking = self._asking[:_BATCH], self._asking[_BATCH:]
-        freed, self._freeing = self._freeing[:_BATCH], self._freeing[_BATCH:]
-        dropped, self._dropping = self._dropping, []
+        calls, freed, dropped = self._asking[:_BATCH], self._freeing[:_BATCH], self._dropping
         asks = [(call, self._waiting[call].ask) for call in calls]
         left = [(call, self._leaving[call]) for call in dropped]
         said = {
@@ -234,7 +260,18 @@ class Gate:
                 for call, ask in asks
             ],
         }
-        return _Batch(next(self._exchanges), frozenset(calls), tuple(dropped), orjson.dumps(said))
+        text = orjson.dumps(said)  # before anything is taken out: it may not be possible
+        self._asking, self._freeing = self._asking[_BATCH:], self._freeing[_BATCH:]
+        self._dropping = []
+        number = next(self._exchanges)
+        return _Batch(number, frozenset(calls), tuple(freed), tuple(dropped), text)
+
+    def _take_back(self) -> None:
+        """Say what became of calls once more, in another exchange: this one cannot be made."""
+        batch, self._unanswered = self._unanswered, None
+        if batch is not None:
+            self._freeing[:0] = batch.freed
+            self._dropping[:0] = [call for call in batch.dropped if call in self._leaving]
 
     def _heed(self, reply: dict[str, Any], asked: frozenset[int]) -> None:
         """Pass the rulings on to the calls they are about."""
@@ -302,3 +339,8 @@ class Gate:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LISTEN):
                         await self._collected.wait()
+
+
+def _counted(number: int) -> int:
+    """Return what is possible of a number a provider told us: it must fit into every counter."""
+    return min(max(0, number), _MOST)

@@ -4,7 +4,8 @@
 --   <unit>_limit  absent: none        <unit>_spent  settled, or lapsed with a killed process
 --   <unit>_held   reserved by calls in flight
 --   <unit>_least  the smallest reservation ever asked for: what is below it buys nothing any more
--- and calls, the number of calls settled.
+-- and calls, the number of calls settled; restored 1: what was remembered of it before this memory
+-- began has been added.
 
 local EMPTY = { usd_spent = 0, usd_held = 0, tok_spent = 0, tok_held = 0, calls = 0 }
 local UNITS = { { 'usd', 'u|' }, { 'tok', 't|' } }
@@ -60,12 +61,15 @@ local function reserve(ctx, who, account, tokens, nano)
   end
 end
 
--- A call has cost what it has cost. `lapsed`: its reservation was counted as spent meanwhile.
+-- A call has cost what it has cost. `lapsed`: its reservation was counted as spent meanwhile;
+-- 'forgotten': it may have been or not, as the server forgot it, so nothing is given back for it.
 local function settle(ctx, who, account, tokens, nano, real_tokens, real_nano, lapsed)
   nano, real_nano = math.max(0, nano), math.max(0, real_nano)
   for _, scope in ipairs(scopes(account)) do
     local b = budget(ctx, scope)
-    if lapsed then
+    if lapsed == 'forgotten' then
+      b.usd_spent, b.tok_spent = b.usd_spent + real_nano, b.tok_spent + real_tokens
+    elseif lapsed then
       b.usd_spent = math.max(0, b.usd_spent + real_nano - nano)
       b.tok_spent = math.max(0, b.tok_spent + real_tokens - tokens)
     else

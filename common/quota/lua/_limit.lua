@@ -23,7 +23,9 @@
 --   ratio     real tokens to estimated ones, of late     ok, limited  calls counted
 
 local PATIENCE, IMPATIENCE, LONGEST_PATIENCE = 100, 20, 1600 -- calls
-local LONGEST_PAUSE, LONGEST_BACKOFF = 900000, 15000         -- ms
+-- ms. An hour is the most that is believed at once: a header may be wrong, and one probe an hour
+-- costs nobody anything.
+local LONGEST_PAUSE, LONGEST_BACKOFF = 3600000, 15000
 
 local function provider(ctx, id, rpm, tpm, start)
   local p = ctx.providers[id]
@@ -130,7 +132,7 @@ local function was_refused(ctx, p, serial, asked)
   local again = p.cut > 0 and p.wins < math.max(1, p.limit / 4)
   p.base, p.refused = p.inflight + 1, 1
   p.cut, p.wins, p.top, p.trial, p.step = p.serial, 0, 0, 0, 1
-  if again and p.inflight < p.good / 2 then -- refused where it worked before: a storm
+  if again and p.inflight < math.max(1, p.good) / 2 then -- refused where it worked before: a storm
     p.strikes = p.strikes + 1
     p.limit, p.ceiling, p.base = 1, math.max(1, p.good), 0
     if asked <= 0 then -- no word how long: ever longer, spread by what the clock says
@@ -141,7 +143,8 @@ local function was_refused(ctx, p, serial, asked)
     -- Far below what worked: somebody else's load, or a limit on something else.
     p.limit = math.max(1, math.min(p.limit, p.inflight) * 0.7)
     p.ceiling, p.base = math.floor(p.ceiling * 0.9), 0
-    p.good = math.max(p.good, p.ceiling)
+    -- With no ceiling found, all that were in flight are the most that may have been right.
+    p.good = math.max(p.good, p.ceiling > 0 and p.ceiling or p.inflight + 1)
   else
     p.ceiling = math.max(1, p.inflight)
     p.limit = math.min(p.limit, p.ceiling)

@@ -16,13 +16,15 @@ local function try(ctx, id, p, who, account, tokens, nano, ticket)
   return { 'go', serial, taken, ticket }
 end
 
--- Tell a call's process: in the reply where it is the caller, else where it listens.
-local function deliver(ctx, who, call, ruling)
+-- Tell a call's process: in the reply where it is the caller, else where it listens; there with
+-- `need`, {account, tokens, nano-USD}: what it gives back if nobody ever reads it.
+local function deliver(ctx, who, call, ruling, need)
   table.insert(ruling, 1, call)
   if who == ctx.who then
     ctx.rulings[#ctx.rulings + 1] = ruling
     return
   end
+  if ruling[2] == 'go' then ruling[6] = need end
   local inbox = ctx.P .. 'in:' .. who
   redis.call('RPUSH', inbox, cjson.encode(ruling))
   redis.call('PEXPIRE', inbox, 60000)
@@ -75,9 +77,9 @@ local function admit(ctx, id, p)
     local who, call = string.match(member, '^(.*)|(%d+)$')
     local alive = who == ctx.who or redis.call('ZSCORE', ctx.P .. 'live', who)
     local row = alive and redis.call('HGET', ctx.P .. 'w:' .. id, member)
-    local ruling, wait = nil, nil
+    local ruling, wait, need = nil, nil, nil
     if row then
-      local need = cjson.decode(row)
+      need = cjson.decode(row)
       ruling, wait = try(ctx, id, p, who, account, need[1], need[2], tonumber(head[2]))
     end
     if wait == 'tight' then
@@ -88,7 +90,7 @@ local function admit(ctx, id, p)
       if wait ~= 'full' then wait_at_most(ctx, wait) end
       return
     else
-      if ruling then deliver(ctx, who, tonumber(call), ruling) end
+      if ruling then deliver(ctx, who, tonumber(call), ruling, { account, need[1], need[2] }) end
       step_out(ctx, id, account, member)
       first[account] =
         redis.call('ZRANGE', ctx.P .. 'q:' .. id .. ':' .. account, 0, 0, 'WITHSCORES')

@@ -15,6 +15,7 @@
 --   P.."w:<provider>"     hash "<process>|<call>" -> what it needs, JSON [tokens, nano-USD]
 --   P.."scopes"           set of scopes that have a budget or have spent
 --   P.."b:<scope>"        hash: a budget, see _budget.lua; scope: run, or scene:<scene>
+--   P.."born"            string: when this memory began, microseconds; another one: all was forgotten
 --
 -- State is read once per call into a table `ctx`, changed there, and written back by `save`.
 
@@ -22,6 +23,16 @@ local FORGET = 7 * 86400000 -- ms; a provider that nobody has used for so long s
 
 -- Whole numbers beyond 1e14 would be written as 1e+15.
 local function whole(n) return string.format('%.0f', n) end
+
+-- What tells this memory from one that a flush or a restart took away: whoever comes first says it.
+local function incarnation(P)
+  local born = redis.call('GET', P .. 'born')
+  if born then return born end
+  local t = redis.call('TIME')
+  born = whole(t[1] * 1000000 + t[2])
+  redis.call('SET', P .. 'born', born)
+  return born
+end
 
 local function open(P, who)
   local t = redis.call('TIME')

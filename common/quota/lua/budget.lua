@@ -7,6 +7,7 @@
 local function change(keys, argv)
   local key = keys[1] .. 'b:' .. argv[1]
   local before = redis.call('HGETALL', key)
+  incarnation(keys[1])
   redis.call('SADD', keys[1] .. 'scopes', argv[1])
   for i = 2, #argv, 2 do
     if argv[i] == 'spent' then

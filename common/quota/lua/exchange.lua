@@ -9,16 +9,33 @@
 --                                                        verdict: ok | limited | failed
 --             "drop": [[provider, account, call]],             waits no longer
 --             "ask":  [[provider, account, call, tokens, nano-USD (-1: no price), ticket (0: new)]]}
+--       the `born` it knows; '': none yet
 -- Reply JSON {"epoch": of this process's registration; a new one: its waiting calls were forgotten,
 --             "rulings": [[call, "go", serial, tokens taken, ticket]
 --                         | [call, "over", scope, usd|tok, limit, spent, need]
 --                         | [call, "unpriced", scope]],
 --             "wait": ms until the first of them may go without another's doing; -1: unknown,
 --             "providers": {id: [limit, in flight, paused for (ms)]}}
+--       or {"born": …}, with nothing done, where that is not what the process knows: what it remembers
+--       of budgets must be put back before anything is let through
+
+-- What was let through while nobody listened any more was never sent.
+local function unread(ctx, who)
+  local amounts = {}
+  local function add(what, by) amounts[what] = (amounts[what] or 0) + by end
+  for _, row in ipairs(redis.call('LRANGE', ctx.P .. 'in:' .. who, 0, -1)) do
+    local need = cjson.decode(row)[6]
+    for _, scope in ipairs(need and scopes(need[1]) or {}) do
+      add('t|' .. scope, need[2])
+      add('u|' .. scope, math.max(0, need[3]))
+    end
+  end
+  return amounts
+end
 
 -- What a process held that was killed, or cut off: its calls are assumed to have been paid for.
 local function lapse(ctx, who)
-  local held = redis.call('HGETALL', ctx.P .. 'h:' .. who)
+  local held, unsent = redis.call('HGETALL', ctx.P .. 'h:' .. who), unread(ctx, who)
   for i = 1, #held, 2 do
     local kind, of, amount = held[i]:sub(1, 2), held[i]:sub(3), tonumber(held[i + 1])
     if kind == 's|' then
@@ -27,7 +44,7 @@ local function lapse(ctx, who)
     elseif kind == 'u|' or kind == 't|' then
       local b, unit = budget(ctx, of), kind == 'u|' and 'usd' or 'tok'
       b[unit .. '_held'] = math.max(0, b[unit .. '_held'] - amount)
-      b[unit .. '_spent'] = b[unit .. '_spent'] + amount
+      b[unit .. '_spent'] = b[unit .. '_spent'] + math.max(0, amount - (unsent[held[i]] or 0))
       b.changed = true
     end
   end
@@ -52,6 +69,7 @@ end
 local function end_call(ctx, epoch, row)
   local id, account, of, serial, verdict, estimated, nano, tokens, real, taken, asked = unpack(row)
   local lapsed = of ~= epoch
+  if lapsed and tonumber(of) < ctx.born then lapsed = 'forgotten' end
   settle(ctx, ctx.who, account, estimated, nano, tokens, real, lapsed)
   if not lapsed then hold(ctx, ctx.who, 's|' .. id, -1) end
   leave(ctx, provider(ctx, id), lapsed, serial, verdict, estimated, tokens, taken, asked)
@@ -61,7 +79,11 @@ local function exchange(keys, argv)
   local P, who, number, ttl = keys[1], argv[1], argv[2], tonumber(argv[3])
   local before, said = string.match(redis.call('GET', P .. 'r:' .. who) or '', '^(%d+) (.*)$')
   if before == number then return said end
+  local born = incarnation(P)
+  local known = argv[5] or ''
+  if known ~= '' and known ~= born then return cjson.encode({ born = born }) end
   local batch, ctx = cjson.decode(argv[4]), open(P, who)
+  ctx.born = tonumber(born)
   local epoch = sign_in(ctx, ttl)
   for id, with in pairs(batch.providers) do provider(ctx, id, with[1], with[2], with[3]) end
   for _, row in ipairs(batch.free) do end_call(ctx, epoch, row) end
@@ -90,7 +112,9 @@ local function exchange(keys, argv)
   end
   for id in pairs(batch.providers) do admit(ctx, id, ctx.providers[id]) end
   for _, row in ipairs(redis.call('LRANGE', P .. 'in:' .. who, 0, -1)) do
-    ctx.rulings[#ctx.rulings + 1] = cjson.decode(row)
+    local ruling = cjson.decode(row)
+    if ruling[2] == 'go' then ruling[6] = nil end
+    ctx.rulings[#ctx.rulings + 1] = ruling
   end
   redis.call('DEL', P .. 'in:' .. who)
   save(ctx)
@@ -100,7 +124,7 @@ local function exchange(keys, argv)
     limits[id] = { p.limit, p.inflight, math.max(0, math.ceil(p.paused - ctx.now)) }
   end
   local reply = cjson.encode({
-    epoch = epoch, rulings = ctx.rulings, wait = math.ceil(ctx.wait), providers = limits,
+    born = born, epoch = epoch, rulings = ctx.rulings, wait = math.ceil(ctx.wait), providers = limits,
   })
   redis.call('SET', P .. 'r:' .. who, number .. ' ' .. reply, 'PX', 3600000)
   return reply

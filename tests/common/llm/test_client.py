@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from common.llm.client import OpenAIChat, is_loopback
-from common.llm.http import Pool
+from common.llm.http import Pool, proxy_for
 from common.llm.types import (
     Capabilities,
     ModelMisconfigured,
@@ -304,6 +304,15 @@ async def test_a_cancelled_call_is_recorded_and_frees_its_slot(
         await first
     assert model.records[0].error_type == "cancelled"
     assert (await ask(model)).calls
+
+
+def test_the_environments_proxy_is_used_where_it_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "inside.example")
+    proxy_for.cache_clear()
+    assert proxy_for("https://api.example/v1") == "http://proxy:3128"
+    assert proxy_for("https://inside.example/v1") is None
+    proxy_for.cache_clear()
 
 
 async def test_the_pool_closes_with_its_last_model(standin: Standin) -> None:

@@ -10,7 +10,9 @@ import pytest
 
 from common.llm.client import OpenAIChat
 from common.llm.cost import estimate, is_free, nano
-from common.llm.http import Pool
+from common.llm.faults import of_status, retry_after
+from common.llm.http import Answer, Pool
+from common.llm.toll import _is_unpaid
 from common.llm.types import (
     Capabilities,
     ModelRateLimited,
@@ -100,6 +102,68 @@ async def test_errors_cost_nothing_and_doubts_cost_everything(
     found = await spent(server, model)
     assert found.tokens.spent > 4096  # who knows what it answered to nobody
     assert found.usd.held == found.tokens.held == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "unpaid"),
+    [(408, False), (502, False), (504, False), (524, False)]
+    + [(status, True) for status in (400, 401, 404, 409, 425, 429, 500, 503)],
+)
+def test_an_error_after_which_an_answer_may_be_billed_is_paid(status: int, unpaid: bool) -> None:
+    answer = Answer(status, {}, b"{}")
+    assert _is_unpaid(of_status(config("http://x/v1"), "m", answer)) is unpaid
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("7.5", 7.5),
+        ("9" * 400, 86_400),
+        ("1234567890", 86_400),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 86_400),
+        ("Fri, 31 Dec 9999 23:59:59 -9999", None),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", None),
+        ("Mon, 01 Jan 2001 00:00:00 +99999999999", None),
+        ("soon", None),
+    ],
+)
+def test_an_absurd_retry_after_is_a_day_or_nothing(said: str, seconds: float | None) -> None:
+    found = retry_after(Answer(429, {"retry-after": said}, b"{}"))
+    assert found == seconds or (seconds is None and found in (0.0, 86_400.0))
+
+
+def test_an_absurd_delay_in_the_body_is_a_day() -> None:
+    body = b'{"error": {"details": [{"retryDelay": "%ss"}]}}' % (b"9" * 400)
+    assert retry_after(Answer(429, {}, body)) == 86_400
+
+
+async def test_a_count_nobody_can_have_used_is_no_count(
+    standin: Standin, server: Server, through: Through
+) -> None:
+    usage = {"prompt_tokens": 2**64 - 1, "completion_tokens": 10}
+    standin.script.add("t", Turn(tool="finish", arguments={}, usage=usage))
+    model = through()
+    reply = await ask(model)
+    assert reply.usage.prompt_tokens < 10_000
+    found = await spent(server, model)
+    assert (found.tokens.held, found.calls) == (0, 1)
+
+
+async def test_a_flush_between_two_calls_takes_no_budget_away(
+    standin: Standin, server: Server, through: Through
+) -> None:
+    standin.script.add("t", Turn(tool="finish", arguments={}, usage=USED))
+    model = through()
+    await set_budget(server, ME, usd=5)
+    await ask(model)
+    await spent(server, model)
+    watch = model._toll._watch  # type: ignore[union-attr]
+    assert watch is not None
+    await watch.look()
+    await server.client.flushall()
+    await ask(model)
+    found = await spent(server, model)
+    assert (found.usd.limit, found.tokens.spent) == (5_000_000_000, 220)
 
 
 async def test_a_cancelled_call_gives_its_slot_back_and_is_taken_as_paid(

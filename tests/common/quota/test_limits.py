@@ -313,6 +313,41 @@ async def test_a_storm_is_met_with_ever_fewer_requests(server: Server, open_gate
     assert sent < 32 + 40  # at most all that were in flight when it began, then probes
 
 
+@pytest.mark.parametrize("callers", [1, 4, 11])
+async def test_a_key_that_never_worked_is_met_with_ever_fewer_requests(
+    server: Server, open_gate: OpenGate, callers: int
+) -> None:
+    gate, one = open_gate(), ask(start=16)  # fewer callers than slots: no ceiling is ever found
+    sent = 0
+
+    async def caller() -> None:
+        nonlocal sent
+        while True:
+            permit = await gate.admit(one, within=60)
+            sent += 1
+            gate.settle(permit, "limited", tokens=0, nano_usd=0)
+
+    tasks = [asyncio.create_task(caller()) for _ in range(callers)]
+    await asyncio.wait(tasks, timeout=3)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert sent < 3 * callers + 10
+    assert (await state(server))["strikes"] >= 3
+
+
+async def test_an_hour_is_the_longest_pause_believed(server: Server, open_gate: OpenGate) -> None:
+    gate = open_gate()
+    for asked, pause in ((1800.0, 1800), (86_400.0, 3600)):
+        await server.client.flushall()
+        permit = await gate.admit(ask(), within=5)
+        gate.settle(permit, "limited", tokens=0, nano_usd=0, retry_after=asked)
+        await gate.flush()
+        with pytest.raises(Crowded) as caught:
+            await gate.admit(ask(), within=5)
+        assert caught.value.pause == pytest.approx(pause, abs=20)
+
+
 def test_a_key_cannot_be_had_back_from_its_id() -> None:
     key = "sk-test-0123456789abcdef"
     id = provider_id("openai", "https://host/v1", key)
