@@ -18,13 +18,10 @@ from rich.text import Text
 
 from common import __version__
 from common.failures import ConfigurationError
-from common.model import Contract
 from common.queue.connection import Server
 from common.queue.scene_queue import NewTask, SceneQueue
-from common.review import Review
 from common.store import StoreError
 from common.task import Assignment, Task
-from common.trajectory import Step, Trajectory, Verdict
 from exporters.export import FORMATS, Selection
 from exporters.export import export as write_export
 from fleet import status as status_view
@@ -36,6 +33,7 @@ from fleet.context import Output, clean, err, fail, guard, out, settings_for, st
 from fleet.control import control_app
 from fleet.dead import dead_app
 from fleet.drain import drain_app
+from fleet.schemas import schema
 from fleet.show import show as show_trajectory
 from fleet.tasksfile import read_tasks
 from workers.scenes import SCENES
@@ -50,6 +48,7 @@ app = typer.Typer(
 for commands in (control_app, drain_app, audit_app):
     app.add_typer(commands)  # without a name: `fleet pause`, not `fleet control pause`
 app.add_typer(dead_app, name="dead")
+app.command(epilog="Example: fleet schema task")(schema)
 app.add_typer(budget_app, name="budget")
 
 EXIT_NO_MODEL = 69
@@ -388,28 +387,6 @@ def model() -> None:
     if chosen[0].name == "embedded" and chosen[0].base_url is None:
         fetched = subprocess.run(python("common.llm.embedded", "--fetch-only"), check=False)
         raise typer.Exit(1 if fetched.returncode else 0)
-
-
-@app.command(epilog="Example: fleet schema task")
-def schema(
-    name: Annotated[
-        str | None, typer.Argument(help="task, trajectory, step, verdict, review")
-    ] = None,
-) -> None:
-    """Print the JSON Schemas of what the fleet reads and writes."""
-    models: dict[str, type[Contract]] = {
-        "task": Task, "trajectory": Trajectory, "step": Step, "verdict": Verdict, "review": Review,
-    }  # fmt: skip
-    if name is not None and name not in models:
-        fail(f"no schema {name!r}; there is: {', '.join(models)}", 2)
-    wanted = {name: models[name]} if name else models
-    # What is read has no computed fields; what is written has.
-    schemas = {
-        n: m.model_json_schema(mode="validation" if n == "task" else "serialization")
-        for n, m in wanted.items()
-    }
-    data = schemas[name] if name else schemas
-    print(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode())  # noqa: T201
 
 
 @app.command(epilog="Example: fleet version")

@@ -1,4 +1,4 @@
-"""What a lease ends with, decided from how its attempt went."""
+"""What a lease ends with, decided from how its attempt went, and what is counted of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import orjson
 
 from common.failures import Failure, FailureClass, FailureKind
+from common.metrics import Metrics
 from common.queue.committer import Dead, Done, Outcome, Retry
 from common.trajectory import Trajectory
 
@@ -43,3 +44,16 @@ def retry_of(failure: Failure, *, base: float) -> Retry:
     delay = max(delay, asked * random.uniform(1.0, 1.25))
     error = f"{failure.kind.value}: {failure.message[:1500]}"
     return Retry(delay, error, counted=failure.kind is not FailureKind.RATE_LIMITED)
+
+
+def count_steps(metrics: Metrics, trajectory: Trajectory, name: str) -> None:
+    """Count the tool calls of a committed attempt, and the dead letter it may have become."""
+    scene = trajectory.assignment.task.scene
+    tools = {schema["function"]["name"] for schema in trajectory.tools}
+    for step in trajectory.steps:
+        action = step.action.tool if step.action.tool in tools else "other"
+        outcome = "ok" if step.success else "error"
+        metrics.steps.labels(scene, action, outcome).inc()
+        metrics.step_seconds.labels(scene).observe(step.duration)
+    if name == "dead" and trajectory.failure is not None:
+        metrics.dead_letters.labels(scene, trajectory.failure.kind.value).inc()

@@ -5,19 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from common import __version__
-from common.failures import (
-    ConfigurationError,
-    Failure,
-    FailureKind,
-    FleetError,
-    LeaseLost,
-)
+from common.failures import ConfigurationError, Failure, FailureKind, FleetError, LeaseLost
 from common.logs import logger
 from common.metrics import Metrics
 from common.model import explain
@@ -30,14 +24,15 @@ from common.serve import Health
 from common.settings import Settings
 from common.store import Store, StoreError
 from common.task import Assignment
-from common.trajectory import Provenance, Trajectory
+from common.trajectory import Provenance
 from workers.environment import Scene
 from workers.episode import Episode, EpisodeLimits
 from workers.journal import Journal
-from workers.outcome import outcome_of, retry_of
+from workers.outcome import count_steps, outcome_of, retry_of
 from workers.policies.base import PolicyFactory
 from workers.policies.journaled import Journaled
 from workers.policies.model import ModelPolicy
+from workers.slots import Line, Running
 
 log = logger("worker")
 
@@ -48,32 +43,6 @@ _GC = 600
 """Seconds between two looks for consumers that are long gone; the first is at the start."""
 _HOLD_CHECK = 3.0
 """Seconds between looks whether a store that could not be written can be again."""
-
-
-@dataclass
-class _Running:
-    """One episode under way."""
-
-    lease: Lease
-    queue: SceneQueue
-    task: asyncio.Task[None] | None = None
-    committing: bool = False
-    """Its outcome is on the way to the server, which knows best whose lease it is."""
-    stopped: Literal["", "lost", "cancelled"] = ""
-    """Why its task was cancelled, where it is not for draining."""
-
-
-@dataclass
-class _Line:
-    """One scene of this worker."""
-
-    scene: Scene
-    queue: SceneQueue
-    committer: Committer
-    reclaim_at: float = 0.0
-    running: int = 0
-    served: int = 0
-    """The turn in which it last got work: who waited longest goes first."""
 
 
 class Worker:
@@ -105,17 +74,17 @@ class Worker:
             committer = Committer(
                 queue, max_retries=settings.max_retries, max_waits=settings.max_waits
             )
-            self._lines.append(_Line(scene, queue, committer))
+            self._lines.append(Line(scene, queue, committer))
             metrics.slots.labels(scene.name).set(settings.concurrency)
-        self._running: dict[Lease, _Running] = {}
+        self._running: dict[Lease, Running] = {}
         self._turn = 0
         self._freed = asyncio.Event()
         self._holding: str | None = None
         self._broken: ConfigurationError | None = None
         self._draining = asyncio.Event()
         self._heartbeat = Heartbeat(
-            server.url, lease=settings.lease, on_lost=self._on_lost,
-            on_cancelled=self._on_cancelled, card=self._card,
+            server.url, lease=settings.lease, on_lost=partial(self._stop, "lost"),
+            on_cancelled=partial(self._stop, "cancelled"), card=self._card,
         )  # fmt: skip
         for line in self._lines:
             self._heartbeat.announce(line.queue)
@@ -181,7 +150,7 @@ class Worker:
                     hungry.append(line)
         return taken
 
-    async def _leases(self, line: _Line, want: int) -> list[Lease]:
+    async def _leases(self, line: Line, want: int) -> list[Lease]:
         """New work, and now and then what silent consumers held."""
         leases: list[Lease] = []
         now = time.monotonic()
@@ -208,11 +177,11 @@ class Worker:
             leases += await line.queue.take(want - len(leases))
         return leases
 
-    def _start(self, group: asyncio.TaskGroup, line: _Line, lease: Lease) -> None:
+    def _start(self, group: asyncio.TaskGroup, line: Line, lease: Lease) -> None:
         queued_ms = int(lease.entry.split("-")[0])
         waited = max(0.0, time.time() - queued_ms / 1000)
         self._metrics.queue_wait.labels(lease.scene).observe(waited)
-        running = _Running(lease, line.queue)
+        running = Running(lease, line.queue)
         self._running[lease] = running
         line.running += 1
         self._heartbeat.hold(line.queue, lease)
@@ -231,7 +200,7 @@ class Worker:
 
     # -- run ---------------------------------------------------------------------------------
 
-    async def _attempt(self, line: _Line, running: _Running) -> None:
+    async def _attempt(self, line: Line, running: Running) -> None:
         lease = running.lease
         gauge = self._metrics.in_progress.labels(lease.scene)
         gauge.inc()
@@ -273,7 +242,7 @@ class Worker:
             line.running -= 1
             self._freed.set()
 
-    async def _run_and_commit(self, line: _Line, running: _Running) -> tuple[str, str]:
+    async def _run_and_commit(self, line: Line, running: Running) -> tuple[str, str]:
         """Return ``(outcome, error type)`` for the metrics."""
         lease = running.lease
         try:
@@ -311,7 +280,7 @@ class Worker:
                 self._store.discard_attempt, trajectory.task_id, trajectory.attempt_id
             )
             raise
-        self._count(trajectory, name)
+        count_steps(self._metrics, trajectory, name)
         self._metrics.replayed.labels(lease.scene).inc(trajectory.replayed_usage.calls)
         failure = trajectory.failure
         log.info(
@@ -326,7 +295,7 @@ class Worker:
     def _retry(self, failure: Failure) -> Retry:
         return retry_of(failure, base=self._settings.retry_delay)
 
-    async def _commit_quietly(self, line: _Line, lease: Lease, outcome: Outcome) -> None:
+    async def _commit_quietly(self, line: Line, lease: Lease, outcome: Outcome) -> None:
         try:
             await line.committer.commit(lease, outcome)
         except LeaseLost:
@@ -337,28 +306,10 @@ class Worker:
             # The lease lapses, and somebody else tries: no reason to end what runs beside it.
             log.exception("commit.failed", task_id=lease.task_id, attempt_id=lease.attempt_id)
 
-    def _count(self, trajectory: Trajectory, name: str) -> None:
-        scene = trajectory.assignment.task.scene
-        tools = {schema["function"]["name"] for schema in trajectory.tools}
-        for step in trajectory.steps:
-            action = step.action.tool if step.action.tool in tools else "other"
-            outcome = "ok" if step.success else "error"
-            self._metrics.steps.labels(scene, action, outcome).inc()
-            self._metrics.step_seconds.labels(scene).observe(step.duration)
-        if name == "dead" and trajectory.failure is not None:
-            self._metrics.dead_letters.labels(scene, trajectory.failure.kind.value).inc()
-
     # -- when things go wrong ----------------------------------------------------------------
 
-    def _on_lost(self, lease: Lease) -> None:
-        """Another consumer has it: stop at once, its result could not be committed anyway."""
-        self._stop(lease, "lost")
-
-    def _on_cancelled(self, lease: Lease) -> None:
-        """A person asked for it."""
-        self._stop(lease, "cancelled")
-
-    def _stop(self, lease: Lease, why: Literal["lost", "cancelled"]) -> None:
+    def _stop(self, why: Literal["lost", "cancelled"], lease: Lease) -> None:
+        """Another consumer has it, or a person asked for it: stop at once."""
         running = self._running.get(lease)
         if running is None or running.task is None or running.committing:
             return
@@ -367,9 +318,7 @@ class Worker:
             running.stopped = why
             running.task.cancel()
 
-    async def _unwritten(
-        self, line: _Line, running: _Running, error: StoreError
-    ) -> tuple[str, str]:
+    async def _unwritten(self, line: Line, running: Running, error: StoreError) -> tuple[str, str]:
         """The result could not be kept: is it the store, or something about this task alone?"""
         try:
             await asyncio.to_thread(self._store.prove_writable)
@@ -380,14 +329,14 @@ class Worker:
         await self._commit_quietly(line, running.lease, self._retry(failure))
         return "retried", failure.kind.value
 
-    async def _hold(self, why: str, running: _Running) -> None:
+    async def _hold(self, why: str, running: Running) -> None:
         """The store cannot be written: hand work back, take none until it can."""
         if self._holding is None:
             log.error("store.unwritable", error=why)
         self._holding = why
         await running.queue.release([running.lease])
 
-    async def _give_up(self, error: ConfigurationError, running: _Running) -> None:
+    async def _give_up(self, error: ConfigurationError, running: Running) -> None:
         """Only a person can help: hand everything back and end."""
         self._broken = self._broken or error
         await running.queue.release([running.lease])
@@ -427,7 +376,7 @@ class Worker:
         log.info("worker.draining", running=len(tasks), grace=grace)
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=0 if self._broken else grace)
-            by_queue: dict[int, list[_Running]] = {}
+            by_queue: dict[int, list[Running]] = {}
             for task in late:
                 by_queue.setdefault(id(tasks[task].queue), []).append(tasks[task])
                 task.cancel()
