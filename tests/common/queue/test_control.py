@@ -303,3 +303,16 @@ async def test_answers_are_journalled_on_a_retry_and_after_a_revival_too(
     assert await either.client.hlen(q.keys.journal("t", "r1-s0")) == 3
     await Committer(q).commit(lease, Done(b"{}"))
     assert not await kept("too late")
+
+
+async def test_words_that_are_no_utf8_cost_the_others_in_the_batch_nothing(server: Server) -> None:
+    q = queue(server)
+    await q.publish([units(task("broken")), units(task("fine"))])
+    broken, fine = await q.take(2)
+    committer = Committer(q)
+    await asyncio.gather(
+        committer.commit(broken, Dead("invalid_task", "half a pair: \udcff")),
+        committer.commit(fine, Done(b"{}")),
+    )
+    counts = await q.counts()
+    assert (counts["committed"], counts["dead"], counts.unaccounted) == (1, 1, 0)

@@ -342,7 +342,8 @@ async def test_delayed_work_whose_ledger_is_gone_is_said_and_stops_nobody(either
     [letter] = await control(either).dead_letters()
     assert (letter["id"], letter["reason"]) == ("lost", "payload_lost")
     assert await control(either).revive([letter["entry"]], ME) == 0
-    assert (await q.counts()).unaccounted == 0
+    counts = await q.counts()
+    assert (counts.unaccounted, counts["tasks_dead"], counts.open_tasks) == (0, 1, 1)
 
 
 async def test_a_server_that_cannot_write_for_now_is_waited_for(server: Server) -> None:

@@ -61,3 +61,33 @@ def test_what_cannot_be_meant_is_refused(run: Any) -> None:
     code, _ = run("set", "--scene", "coed", "--usd", "1")
     assert code == 2
     assert shown(run) == {}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--tokens", "1" + "0" * 400),
+        ("--tokens", "-1"),
+        ("--usd", "1e300"),
+        ("--usd", "nan"),
+        ("--usd", "1e-12"),
+        ("--usd", "5", "--scene", "nowhere"),
+        (),
+    ],
+)
+def test_amounts_that_make_no_sense_are_refused_with_a_sentence(
+    run: Any, argv: tuple[str, ...]
+) -> None:
+    code, output = run("set", *argv)
+    assert code == 2
+    assert "Traceback" not in output
+    assert shown(run) == {}
+
+
+def test_a_database_that_is_not_there_is_a_sentence(
+    run: Any, monkeypatch: pytest.MonkeyPatch, valkey: EmbeddedServer
+) -> None:
+    monkeypatch.setenv("FLEET_REDIS_URL", valkey.url.removesuffix("/0") + "/99")
+    code, output = run("show")
+    assert code == 78
+    assert "out of range" in output
