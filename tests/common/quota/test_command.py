@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+import structlog
 from typer.testing import CliRunner
 
 from common.queue.embedded import EmbeddedServer
@@ -27,7 +28,8 @@ def run(valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         done = CliRunner().invoke(budget_app, list(argv))
         return done.exit_code, done.output
 
-    return invoke
+    yield invoke
+    structlog.reset_defaults()  # the command logged to a stream that is closed by now
 
 
 def shown(run: Any) -> dict[str, Any]:
