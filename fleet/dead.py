@@ -182,6 +182,8 @@ def dead_purge(
             settings, lambda server: _in_chunks(server, letters, _purge, by, "purged")
         )
         out.print(f"{done:,} purged")
+        if not done:  # somebody else was faster
+            raise typer.Exit(1)
     else:
         out.print("0 purged")
     if missing or (not letters and not dry_run):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import orjson
+import pytest
 
 from common.metrics import Metrics
 from common.queue.committer import Committer, Done
@@ -51,6 +54,58 @@ async def test_missing_and_altered_attempts_end_as_dead_letters_and_hold_up_nobo
     counts = await queue.counts()
     assert (counts["tasks_accepted"], counts["tasks_dead"]) == (1, 18)
     assert counts.unaccounted == 0
+
+
+@asynccontextmanager
+async def reviewing(server: Server, output: Path) -> AsyncIterator[None]:
+    """A reviewer in this process, until the block ends."""
+    settings = load(lease=2.0, redis_url=server.url, output=output)
+    draining = asyncio.Event()
+    reviewer = Reviewer(
+        settings, server, Store(output), ["code"], Metrics(), Health(), consumer="r"
+    )
+    running = asyncio.create_task(reviewer.run(draining))
+    try:
+        yield
+    finally:
+        draining.set()
+        await asyncio.wait_for(running, 20)
+
+
+async def test_what_a_killed_owner_left_is_swept_with_the_review_of_the_winner(
+    server: Server, tmp_path: Path
+) -> None:
+    store, first, second = (
+        Store(tmp_path), SceneQueue(server, "code", consumer="killed"),
+        SceneQueue(server, "code", consumer="winner"),
+    )  # fmt: skip
+    await first.publish([units(task())])
+    [lost] = await first.take(1)
+    [won] = (await second.reclaim(1, lease=0.0, max_deliveries=3)).leases
+    store.write_attempt(_attempt_of("t", lost.attempt_id))
+    digest = store.write_attempt(_attempt_of("t", won.attempt_id))
+    event = {"attempt_id": won.attempt_id, "sha256": digest}
+    await Committer(second).commit(won, Done(orjson.dumps(event)))
+    async with reviewing(server, tmp_path):
+        await eventually(lambda: store.attempts_of("t") == [won.attempt_id], "the loser is gone")
+
+
+async def test_reviewers_of_the_past_are_forgotten(server: Server, tmp_path: Path) -> None:
+    for n in range(3):
+        gone = SceneQueue(server, "code", consumer=f"gone-{n}", stage="review")
+        await gone.take(1)
+    forgotten: list[int] = []
+    real = SceneQueue.gc
+
+    async def gc(self: SceneQueue) -> int:  # an hour of silence, at once
+        forgotten.append(await real(self, idle=0.0))
+        return forgotten[-1]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SceneQueue, "gc", gc)
+        async with reviewing(server, tmp_path):
+            await eventually(lambda: bool(forgotten), "it looks when it starts")
+    assert forgotten[0] == 3
 
 
 def _attempt_of(task_id: str, attempt_id: str) -> Trajectory:

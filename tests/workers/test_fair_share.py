@@ -17,7 +17,21 @@ from common.task import Task
 from tests.chaos.scene import NapScene, executions, line
 from tests.helpers import eventually, units
 from workers.models import Policies
+from workers.slots import Running
 from workers.worker import Worker
+
+
+def made(server: Server, folder: Path, scenes: list[str], concurrency: int) -> Worker:
+    settings = load(
+        redis_url=server.url, output=folder / "out", lease=5.0, concurrency=concurrency,
+        drain_grace=5.0,
+    )  # fmt: skip
+    metrics = Metrics()
+    return Worker(
+        settings, server, Store(settings.output),
+        [NapScene(name, folder / "log") for name in scenes],
+        Policies([], deadline=1.0, metrics=metrics), metrics, Health(), consumer="w",
+    )  # fmt: skip
 
 
 @asynccontextmanager
@@ -25,21 +39,34 @@ async def working(
     server: Server, folder: Path, scenes: list[str], concurrency: int
 ) -> AsyncIterator[Path]:
     """A worker in this process; yields the log of what its scenes executed."""
-    settings = load(
-        redis_url=server.url, output=folder / "out", lease=5.0, concurrency=concurrency,
-        drain_grace=5.0,
-    )  # fmt: skip
-    log, metrics, draining = folder / "log", Metrics(), asyncio.Event()
-    worker = Worker(
-        settings, server, Store(settings.output), [NapScene(name, log) for name in scenes],
-        Policies([], deadline=1.0, metrics=metrics), metrics, Health(), consumer="w",
-    )  # fmt: skip
-    running = asyncio.create_task(worker.run(draining))
+    draining = asyncio.Event()
+    running = asyncio.create_task(made(server, folder, scenes, concurrency).run(draining))
     try:
-        yield log
+        yield folder / "log"
     finally:
         draining.set()
         await asyncio.wait_for(running, 20)
+
+
+async def test_a_lease_whose_commit_is_under_way_is_not_taken_for_lost(
+    server: Server, tmp_path: Path
+) -> None:
+    await publish(server, "code", 2, 0.0)
+    queue = SceneQueue(server, "code", consumer="w")
+    worker = made(server, tmp_path, ["code"], 2)
+    committing, running = [
+        Running(lease, queue, asyncio.create_task(asyncio.sleep(60)))
+        for lease in await queue.take(2)
+    ]
+    committing.committing = True
+    for one in (committing, running):
+        worker._running[one.lease] = one
+        worker._stop("lost", one.lease)
+    assert running.task is not None and committing.task is not None
+    await asyncio.wait([running.task], timeout=10)
+    assert (running.stopped, running.task.cancelled()) == ("lost", True)
+    assert (committing.stopped, committing.task.done()) == ("", False)
+    committing.task.cancel()
 
 
 async def publish(server: Server, scene: str, count: int, seconds: float) -> None:
