@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from common.queue.connection import Server
 from common.queue.scene_queue import NewTask
 from common.task import Assignment, Task
 
@@ -34,3 +35,11 @@ async def eventually(
             return
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
         await asyncio.sleep(0.02)
+
+
+async def entries_of(server: Server, stream: str) -> list[dict[str, str]]:
+    """Return all entries of a stream, oldest first, as field → text, with `entry`."""
+    return [
+        {"entry": entry.decode(), **{k.decode(): v.decode() for k, v in fields.items()}}
+        for entry, fields in await server.client.xrange(stream)
+    ]

@@ -82,10 +82,6 @@ class Control:
                     found += [number, entry]
         return found
 
-    async def dead_letters(self) -> list[dict[str, str]]:
-        """Return dead letters, oldest first, as field → text, with `entry` and `at` (ms)."""
-        return await _rows(self.server, self.keys.dead)
-
     async def revive(self, entries: Sequence[str], who: Who) -> int:
         """Run dead letters again, with fresh retry budgets; returns how many were there."""
         keys = (self.keys.prefix, self.keys.events, *self.keys.lanes)
@@ -95,17 +91,8 @@ class Control:
         """Throw dead letters away for good; returns how many were there."""
         return int(await self._call("purge", (who.by, who.why, *entries)))
 
-    async def audit(self) -> list[dict[str, str]]:
-        """Return what people did to this scene: `at` (ms), `by`, `action`, `target`, `detail`."""
-        return await _rows(self.server, self.keys.audit)
-
     async def _call(self, name: str, argv: Sequence[Any]) -> Any:
         return await self.server.fcall(name, (self.keys.prefix,), argv)
-
-
-async def fleet_audit(server: Server) -> list[dict[str, str]]:
-    """Return what people did to the fleet as a whole, as `Control.audit` does."""
-    return await _rows(server, AUDIT)
 
 
 async def drain(server: Server, who: Who) -> None:
@@ -130,13 +117,6 @@ async def drain_asked(server: Server, since: float) -> str | None:
     row = await server.persist(lambda: server.client.get(_DRAIN))
     told = orjson.loads(row) if row else {}
     return str(told["by"]) if told.get("at", 0.0) > since else None
-
-
-async def _rows(server: Server, stream: str) -> list[dict[str, str]]:
-    return [
-        {"entry": entry, "at": entry.split("-")[0], **fields}
-        async for entry, fields in _pages(server, stream)
-    ]
 
 
 async def _pages(server: Server, stream: str) -> Any:

@@ -20,7 +20,7 @@ from common.queue.control import Control, Who
 from common.queue.keys import REVIEWERS, WORKERS, Keys
 from common.queue.scene_queue import Counts, Lease, NewTask, SceneQueue
 from tests.chaos.storm import chosen_seed
-from tests.helpers import eventually
+from tests.helpers import entries_of, eventually
 
 BATCH = 500
 LEDGER_TTL = 1.0
@@ -110,7 +110,7 @@ class Week:
         await committer.close()
 
     async def _tidy_up(self) -> None:
-        letters = await self.control.dead_letters()
+        letters = await entries_of(self.control.server, self.control.keys.dead)
         if letters:
             await self.control.purge([row["entry"] for row in letters], Who("week"))
         for stage in ("work", "review"):

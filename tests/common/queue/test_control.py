@@ -9,11 +9,11 @@ import pytest
 from common.failures import LeaseLost
 from common.queue.committer import Cancelled, Committer, Dead, Decision, Done, Retry
 from common.queue.connection import Server
-from common.queue.control import Control, Who, drain, drain_asked, fleet_audit
+from common.queue.control import AUDIT, Control, Who, drain, drain_asked
 from common.queue.heartbeat import Heartbeat
 from common.queue.scene_queue import Reclaimed, SceneQueue
 from common.task import Assignment
-from tests.helpers import eventually, task, units
+from tests.helpers import entries_of, eventually, task, units
 
 ME = Who("ann@here", "the provider is down")
 
@@ -45,7 +45,10 @@ async def test_a_paused_scene_hands_out_nothing_until_it_is_resumed(
     assert len(await q.take(5)) == 2
     counts = await q.counts()
     assert (counts.paused, counts.unaccounted) == ("", 0)
-    assert [row["action"] for row in await control.audit()] == ["pause", "resume"]
+    assert [row["action"] for row in await entries_of(control.server, control.keys.audit)] == [
+        "pause",
+        "resume",
+    ]
 
 
 async def test_cancelling_a_task_ends_what_waits_and_stops_what_runs(
@@ -74,7 +77,7 @@ async def test_cancelling_a_task_ends_what_waits_and_stops_what_runs(
     assert (await control.cancel("wide", ME)).outcome == "ended"
     assert (await control.cancel("who?", ME)).outcome == "unknown"
     assert await either.client.exists(q.keys.cancel) == 0
-    assert [r["target"] for r in await control.audit()] == ["wide"]
+    assert [r["target"] for r in await entries_of(control.server, control.keys.audit)] == ["wide"]
 
 
 async def test_a_cancelled_task_is_neither_retried_nor_taken_over_nor_iterated(
@@ -121,17 +124,21 @@ async def test_dead_letters_carry_their_history_and_can_be_purged(
     await Committer(a, max_retries=0).commit(hopeless, Dead("invalid_task", "no such tool"))
     await b.reclaim(1, lease=0.0, max_deliveries=2)
     await a.reclaim(1, lease=0.0, max_deliveries=2)
-    by_task = {letter["id"]: letter for letter in await control.dead_letters()}
+    by_task = {
+        letter["id"]: letter for letter in await entries_of(control.server, control.keys.dead)
+    }
     lines = by_task["poison"]["history"].splitlines()
     assert [line.split(":")[0] for line in lines] == ["delivery 1", "delivery 2"]
     assert "worker-a" in lines[0]
     assert "worker-b" in lines[1]
 
     assert await control.purge([by_task["poison"]["entry"], "1-1"], ME) == 1
-    assert [x["id"] for x in await control.dead_letters()] == ["hopeless"]
+    assert [x["id"] for x in await entries_of(control.server, control.keys.dead)] == ["hopeless"]
     counts = await a.counts()
     assert (counts["dead"], counts.open_tasks, counts.unaccounted) == (1, 0, 0)
-    assert [(r["action"], r["by"]) for r in await control.audit()] == [("dead.purge", "ann@here")]
+    assert [
+        (r["action"], r["by"]) for r in await entries_of(control.server, control.keys.audit)
+    ] == [("dead.purge", "ann@here")]
 
 
 async def test_waiting_for_a_rate_limit_uses_up_no_retries(either: Server) -> None:
@@ -186,7 +193,7 @@ async def test_letters_of_a_task_that_lives_again_are_not_revived(
     await q.publish([units(task(samples=2))])
     for lease in await q.take(2):
         await Committer(q).commit(lease, Dead("invalid_task", "x"))
-    letters = [letter["entry"] for letter in await control.dead_letters()]
+    letters = [letter["entry"] for letter in await entries_of(control.server, control.keys.dead)]
     await either.client.delete(q.keys.ledger("t"))  # as if its time had run out
     await q.publish([units(task(samples=2))])
     assert await control.revive(letters, ME) == 0
@@ -214,7 +221,7 @@ async def test_draining_means_those_who_run_now_and_is_on_record(server: Server)
     await drain(server, ME)
     assert await drain_asked(server, before) == "ann@here"
     assert await drain_asked(server, before + 60) is None
-    assert [row["action"] for row in await fleet_audit(server)] == ["drain"]
+    assert [row["action"] for row in await entries_of(server, AUDIT)] == ["drain"]
 
 
 async def test_attempts_of_one_name_in_two_scenes_never_share_a_file(server: Server) -> None:
@@ -296,7 +303,7 @@ async def test_answers_are_journalled_on_a_retry_and_after_a_revival_too(
     [lease] = await q.take(1)
     assert await kept("on the retry")
     await Committer(q).commit(lease, Dead("budget_exceeded", "x"))
-    [letter] = await control.dead_letters()
+    [letter] = await entries_of(control.server, control.keys.dead)
     await control.revive([letter["entry"]], ME)
     [lease] = await q.take(1)
     assert await kept("after the revival")

@@ -19,7 +19,7 @@ from common.queue.heartbeat import Heartbeat
 from common.queue.keys import Keys
 from common.queue.scene_queue import SceneQueue, wait_any
 from common.task import Assignment
-from tests.helpers import eventually, task, units
+from tests.helpers import entries_of, eventually, task, units
 
 
 def queue(server: Server, consumer: str = "a", **kwargs: object) -> SceneQueue:
@@ -109,7 +109,7 @@ async def test_a_silent_owners_work_is_taken_over_and_poison_is_buried(either: S
     got = await owners[3].reclaim(1, lease=0.0, max_deliveries=3)
     assert (got.leases, got.buried) == ([], 1)
 
-    [letter] = await control(either).dead_letters()
+    [letter] = await entries_of(control(either).server, control(either).keys.dead)
     assert (letter["reason"], letter["deliveries"], letter["id"]) == ("poison", "3", "t")
     assert "w2" in letter["error"]
     counts = await owners[0].counts()
@@ -145,7 +145,7 @@ async def test_retries_wait_their_time_then_end_as_a_dead_letter_that_can_be_rev
     counts = await q.counts()
     assert (counts["retried"], counts["dead"], counts.delayed, counts.unaccounted) == (2, 1, 0, 0)
 
-    [letter] = await control(either).dead_letters()
+    [letter] = await entries_of(control(either).server, control(either).keys.dead)
     assert (letter["reason"], letter["error"]) == ("retries_exhausted", "provider down")
     assert await control(either).revive([letter["entry"], "1-1"], ME) == 1
     [lease] = await q.take(1)
@@ -339,7 +339,7 @@ async def test_delayed_work_whose_ledger_is_gone_is_said_and_stops_nobody(either
         await Committer(q).commit(lease, Retry(delay=0.001, error="x"))
     await either.client.delete(q.keys.ledger("lost"))
     await eventually(lambda: _promoted(q), "the other one is promoted")
-    [letter] = await control(either).dead_letters()
+    [letter] = await entries_of(control(either).server, control(either).keys.dead)
     assert (letter["id"], letter["reason"]) == ("lost", "payload_lost")
     assert await control(either).revive([letter["entry"]], ME) == 0
     counts = await q.counts()

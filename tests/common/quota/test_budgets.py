@@ -10,7 +10,7 @@ import pytest
 
 from common.metrics import Metrics
 from common.queue.connection import Server
-from common.queue.control import fleet_audit
+from common.queue.control import AUDIT
 from common.quota import library
 from common.quota.budgets import (
     Budget,
@@ -23,7 +23,7 @@ from common.quota.budgets import (
 from common.quota.gate import Gate
 from common.quota.terms import NANO, BudgetExceeded, Unpriced
 from tests.common.quota.conftest import ME, OpenGate, ask, die, end, state, used
-from tests.helpers import eventually
+from tests.helpers import entries_of, eventually
 
 CENT = NANO // 100
 
@@ -174,7 +174,7 @@ async def test_every_change_is_in_the_audit(server: Server) -> None:
     await set_budget(server, ME, usd=5, tokens=7)
     await set_budget(server, ME, scene="code", usd=1.5)
     await clear_budget(server, ME, scene="code")
-    rows = await fleet_audit(server)
+    rows = await entries_of(server, AUDIT)
     assert [(row["by"], row["action"], row["target"]) for row in rows] == [
         ("me@here", "budget.set", "run"),
         ("me@here", "budget.set", "scene:code"),
@@ -186,7 +186,7 @@ async def test_every_change_is_in_the_audit(server: Server) -> None:
 async def test_settings_are_applied_once(server: Server) -> None:
     for _ in range(2):
         await apply_budgets(server, ME, usd=2.5, tokens=None)
-    assert len(await fleet_audit(server)) == 1
+    assert len(await entries_of(server, AUDIT)) == 1
     await apply_budgets(server, ME, usd=2.5, tokens=10)
     found = await budget(server)
     assert (found.usd.limit, found.tokens.limit) == (2_500_000_000, 10)
