@@ -57,11 +57,6 @@ def standin(folder: Path, script: dict[str, Any]) -> Iterator[dict[str, str]]:
         end(running)
 
 
-def _was_limited(trajectory: Trajectory) -> bool:
-    failure = trajectory.failure
-    return failure is not None and failure.kind is FailureKind.RATE_LIMITED
-
-
 def test_every_fault_ends_in_the_right_class_and_no_task_is_lost(tmp_path: Path) -> None:
     script: dict[str, Any] = {
         "fine": {"turns": RIGHT},
@@ -76,7 +71,6 @@ def test_every_fault_ends_in_the_right_class_and_no_task_is_lost(tmp_path: Path)
         "stall-once": {"turns": RIGHT, "faults": {"1": "stall"}},
         # Always: infrastructure, until the retry budget is spent.
         "error-always": {"turns": RIGHT, "faults": {"*": "503"}},
-        "limited-always": {"turns": RIGHT, "faults": {"*": "429:0.2"}},
         # The model's own doing: valid, failed trajectories.
         "nonsense": {"turns": RIGHT, "faults": {"*": "nonsense"}},
         "wrong-tool": {"turns": RIGHT, "faults": {"*": "wrong_tool"}},
@@ -91,28 +85,22 @@ def test_every_fault_ends_in_the_right_class_and_no_task_is_lost(tmp_path: Path)
     with standin(tmp_path, script) as settings:
         done = fleet(
             "up", tasks, "-o", out, "--until-done", timeout=180, **settings,
-            FLEET_LLM_DEADLINE=4, FLEET_LLM_RATE_LIMIT_BUDGET=2, FLEET_MAX_RETRIES=1,
-            FLEET_MAX_WAITS=3,
+            FLEET_LLM_DEADLINE=4, FLEET_MAX_RETRIES=1,
         )  # fmt: skip
-    assert done.returncode == 1, done.stderr  # two dead letters
-    assert "2 dead letters" in done.stdout
+    assert done.returncode == 1, done.stderr  # a dead letter
+    assert "1 dead letter" in done.stdout
 
     said = decisions(out)
     got_over = {"fine", "limited-once", "error-once", "cut-once", "malformed-once", "html-once",
                 "stall-once", "slip"}  # fmt: skip
     models_own = {"wrong", "nonsense", "wrong-tool", "bad-arguments", "cut-off", "too-long"}
-    infrastructure = {"error-always", "limited-always"}
+    infrastructure = {"error-always"}
     assert {t for t, d in said.items() if d == "accepted"} == got_over
     assert {t for t, d in said.items() if d == "rejected"} == models_own
     assert {t for t, d in said.items() if d == "none"} == infrastructure
     assert set(script) == got_over | models_own | infrastructure
 
-    # All tasks share one provider key, so the limit that one of them runs into may hold up another
-    # too. That uses up none of its retries, and is evidence beside what is looked at here.
-    found = {
-        task: [(t, r) for t, r in tried if task == "limited-always" or not _was_limited(t)]
-        for task, tried in attempts(out).items()
-    }
+    found = attempts(out)
     for name in models_own - {"wrong"}:
         [(trajectory, review)] = found[name]
         assert trajectory.stop_reason is StopReason.FAILURE
@@ -121,16 +109,11 @@ def test_every_fault_ends_in_the_right_class_and_no_task_is_lost(tmp_path: Path)
         assert review is not None
         assert review.score is not None
         assert review.score <= 49
-    kinds = {"error-always": FailureKind.NETWORK_ERROR, "limited-always": FailureKind.RATE_LIMITED}
-    for name, kind in kinds.items():
-        # Kept as evidence: the first try, and as many retries as it had a right to.
-        assert len(found[name]) == {"error-always": 2, "limited-always": 4}[name]
-        for trajectory, review in found[name]:
-            assert review is None
-            assert trajectory.failure is not None
-            assert trajectory.failure.kind is kind
-            assert trajectory.failure.failure_class is FailureClass.INFRASTRUCTURE
-            assert trajectory.success is None
+    # Kept as evidence: the first try, and the one retry it had a right to.
+    assert len(found["error-always"]) == 2
+    for trajectory, review in found["error-always"]:
+        assert_infrastructure(trajectory, FailureKind.NETWORK_ERROR)
+        assert review is None
     first, second = (t for t, _ in found["stall-once"])
     assert first.failure is not None
     assert first.failure.kind is FailureKind.NETWORK_ERROR
@@ -148,6 +131,32 @@ def test_every_fault_ends_in_the_right_class_and_no_task_is_lost(tmp_path: Path)
         assert [m["role"] for m in trajectory.messages][-1] == "assistant"
     export = fleet("export", "sft", "-o", out, "--include-embedded", "--include-unverified")
     assert export.stdout.startswith("0 rows")
+
+
+def test_a_limit_that_never_lifts_ends_as_a_dead_letter_after_its_waits(tmp_path: Path) -> None:
+    # In a fleet of its own: all tasks share one provider key, and its limit with it.
+    tasks = write_tasks(tmp_path / "t.jsonl", [printing("limited")])
+    out = tmp_path / "out"
+    with standin(tmp_path, {"limited": {"turns": RIGHT, "faults": {"*": "429:0.2"}}}) as settings:
+        done = fleet(
+            "up", tasks, "-o", out, "--until-done", timeout=180, **settings,
+            FLEET_LLM_RATE_LIMIT_BUDGET=2, FLEET_MAX_RETRIES=1, FLEET_MAX_WAITS=3,
+        )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert decisions(out) == {"limited": "none"}
+    found = attempts(out)["limited"]
+    assert len(found) == 4  # the first try, and the waits it had a right to
+    for trajectory, review in found:
+        assert_infrastructure(trajectory, FailureKind.RATE_LIMITED)
+        assert review is None
+
+
+def assert_infrastructure(trajectory: Trajectory, kind: FailureKind) -> None:
+    """Nobody's merit and nobody's fault: no label."""
+    assert trajectory.failure is not None
+    assert trajectory.failure.kind is kind
+    assert trajectory.failure.failure_class is FailureClass.INFRASTRUCTURE
+    assert trajectory.success is None
 
 
 def test_a_failed_attempt_comes_back_as_a_revision_with_a_hint_and_may_pass(
