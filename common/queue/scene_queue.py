@@ -251,11 +251,12 @@ class SceneQueue:
 
     async def release(self, leases: Iterable[Lease]) -> int:
         """Hand leases back at once, uncounted; returns how many were still ours."""
-        argv: list[Any] = [self.group, self.consumer]
-        for lease in leases:
-            argv += [lease.stream, lease.entry, lease.deliveries]
-        if len(argv) == 2:
+        held = list(leases)
+        if not held:
             return 0
+        argv: list[Any] = [self.group, self.consumer, self.stage, self.ttl_ms]
+        for lease in held:
+            argv += [lease.stream, lease.entry, lease.deliveries]
         return sum(await self.server.fcall("release", (self.keys.prefix, *self.streams), argv))
 
     # -- looking -----------------------------------------------------------------------------

@@ -129,6 +129,9 @@ class Model:
         unit = self.holder(lease)
         if unit is None:
             return False
+        if unit.stage == "work" and unit.row.cancelled:
+            self.cancelled(unit)
+            return True
         unit.where, unit.lease, unit.silent = "released", None, True
         unit.deliveries -= 1
         self.counters["released"] += 1

@@ -102,17 +102,18 @@ async def test_a_cancelled_task_is_neither_retried_nor_taken_over_nor_iterated(
     assert counts.waiting == counts.delayed == counts.running == counts.reviewing == 0
 
 
-async def test_work_handed_back_after_its_task_was_cancelled_ends_when_it_is_next_taken(
+async def test_work_handed_back_after_its_task_was_cancelled_ends_without_anybody_taking_it(
     either: Server, control: Control
 ) -> None:
     q = queue(either)
-    await q.publish([units(task())])
-    leases = await q.take(1)
+    await q.publish([units(task()), units(task("goes-on"))])
+    leases = await q.take(2)
     assert (await control.cancel("t", ME)).outcome == "stopping"
-    await q.release(leases)
-    assert await queue(either, "b").take(1) == []
+    await control.pause(ME)
+    assert await q.release(leases) == 2
     counts = await q.counts()
-    assert (counts["tasks_cancelled"], counts.open_tasks, counts.unaccounted) == (1, 0, 0)
+    assert (counts["tasks_cancelled"], counts["cancelled"], counts["released"]) == (1, 1, 1)
+    assert (counts.waiting, counts.open_tasks, counts.unaccounted) == (1, 1, 0)
 
 
 async def test_dead_letters_carry_their_history_and_can_be_purged(
