@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -60,20 +63,51 @@ Every = Annotated[bool, typer.Option("--all", help="All that match the filters."
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 
 
-@dead_app.command("list", epilog="Example: fleet dead list --reason poison --since 2h")
-def dead_list(
+def _filter(
     scene: SceneOption = None,
     reason: Reason = None,
     task: Task = None,
     since: Since = None,
     older_than: OlderThan = None,
     stage: OnlyStage = None,
+) -> Filter:
+    return Filter(
+        scenes=(scene,) if scene else ALL_SCENES,
+        reason=reason, task=task, since=since, older_than=older_than,
+        stage=stage.value if stage else None,
+    )  # fmt: skip
+
+
+def _filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `_filter`, and hand it what they say as ``wanted``."""
+    options = signature(_filter, eval_str=True).parameters
+    own = signature(command, eval_str=True).parameters
+
+    @wraps(command)
+    def filtered(**given: Any) -> None:
+        chosen = {name: given.pop(name) for name in options}
+        command(wanted=_filter(**chosen), **given)
+
+    shown: list[Parameter] = []
+    for name, parameter in own.items():
+        shown += options.values() if name == "wanted" else [parameter]
+    # What typer reads to make the command line.
+    keyword = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in shown]
+    filtered.__signature__ = signature(filtered).replace(parameters=keyword)  # type: ignore[attr-defined]
+    filtered.__annotations__ = {one.name: one.annotation for one in shown}
+    return filtered
+
+
+@dead_app.command("list", epilog="Example: fleet dead list --reason poison --since 2h")
+@_filtered
+def dead_list(
+    wanted: Filter,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = _LISTED,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     output: Output = None,
 ) -> None:
     """List dead letters, newest first, with the reason of each."""
-    wanted = _filter(scene, reason, task, since, older_than, stage, limit)
+    wanted = replace(wanted, limit=limit)
 
     async def look(server: Server) -> tuple[list[Letter], int]:
         found = await find(server, wanted, payloads=as_json)
@@ -93,19 +127,15 @@ def dead_list(
 
 
 @dead_app.command("show", epilog="Example: fleet dead show task-7")
+@_filtered
 def dead_show(
+    wanted: Filter,
     ids: Annotated[list[str], typer.Argument(metavar="ENTRY|TASK...")],
-    scene: SceneOption = None,
-    reason: Reason = None,
-    task: Task = None,
-    since: Since = None,
-    older_than: OlderThan = None,
-    stage: OnlyStage = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = _LISTED,
     output: Output = None,
 ) -> None:
     """Show all there is about dead letters: reason, error, history, and the task as JSON."""
-    wanted = _filter(scene, reason, task, since, older_than, stage, limit)
+    wanted = replace(wanted, limit=limit)
     letters = with_server(
         settings_for(output), lambda server: find(server, wanted, ids, payloads=True)
     )
@@ -116,22 +146,18 @@ def dead_show(
 
 
 @dead_app.command("retry", epilog="Example: fleet dead retry --all --reason sandbox_lost --dry-run")
+@_filtered
 def dead_retry(
+    wanted: Filter,
     ids: Ids = None,
     every: Every = False,
-    scene: SceneOption = None,
-    reason: Reason = None,
-    task: Task = None,
-    since: Since = None,
-    older_than: OlderThan = None,
-    stage: OnlyStage = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The newest so many.")] = None,
     dry_run: DryRun = False,
     why: Why = "",
     output: Output = None,
 ) -> None:
     """Run dead letters again, with fresh retry budgets, the oldest first."""
-    wanted = _filter(scene, reason, task, since, older_than, stage, limit)
+    wanted = replace(wanted, limit=limit)
     settings = settings_for(output)
     letters = with_server(settings, lambda server: find(server, wanted, _named(ids, every)))
     missing = _missing(ids or [], letters)
@@ -153,15 +179,11 @@ def dead_retry(
 
 
 @dead_app.command("purge", epilog="Example: fleet dead purge --all --older-than 30d --yes")
+@_filtered
 def dead_purge(
+    wanted: Filter,
     ids: Ids = None,
     every: Every = False,
-    scene: SceneOption = None,
-    reason: Reason = None,
-    task: Task = None,
-    since: Since = None,
-    older_than: OlderThan = None,
-    stage: OnlyStage = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The newest so many.")] = None,
     dry_run: DryRun = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -169,7 +191,7 @@ def dead_purge(
     output: Output = None,
 ) -> None:
     """Throw dead letters away for good. Their tasks stay ended, and stay counted."""
-    wanted = _filter(scene, reason, task, since, older_than, stage, limit)
+    wanted = replace(wanted, limit=limit)
     settings = settings_for(output)
     letters = with_server(settings, lambda server: find(server, wanted, _named(ids, every)))
     missing = _missing(ids or [], letters)
@@ -188,17 +210,6 @@ def dead_purge(
         out.print("0 purged")
     if missing or (not letters and not dry_run):
         raise typer.Exit(1)
-
-
-def _filter(
-    scene: str | None, reason: str | None, task: str | None, since: float | None,
-    older_than: float | None, stage: Stage | None, limit: int | None,
-) -> Filter:  # fmt: skip
-    return Filter(
-        scenes=(scene,) if scene else ALL_SCENES,
-        reason=reason, task=task, since=since, older_than=older_than,
-        stage=stage.value if stage else None, limit=limit,
-    )  # fmt: skip
 
 
 def _named(ids: list[str] | None, every: bool) -> list[str]:
