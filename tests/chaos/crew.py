@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
@@ -86,10 +85,12 @@ class Crew:
 
     async def committed(self, units: int, *, within: float = 60.0) -> None:
         """Wait until that many units have committed, and no more than that."""
-        deadline = time.monotonic() + within
-        while (counts := await self.queue.counts())["committed"] < units:
-            assert time.monotonic() < deadline, counts
-            await asyncio.sleep(0.05)
+
+        async def enough() -> bool:
+            return (await self.queue.counts())["committed"] >= units
+
+        await eventually(enough, f"{units} units are committed", within=within)
+        counts = await self.queue.counts()
         assert (counts["committed"], counts.unaccounted) == (units, 0)
 
     def by_pid(self, pid: int) -> Victim:

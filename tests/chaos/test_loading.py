@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from pathlib import Path
 
 from common.queue.connection import Server
 from common.queue.embedded import EmbeddedServer, bundled_valkey
+from tests.helpers import eventually
 
 
 async def test_a_service_that_starts_while_the_server_loads_waits_for_it(tmp_path: Path) -> None:
@@ -24,21 +24,24 @@ async def test_a_service_that_starts_while_the_server_loads_waits_for_it(tmp_pat
     try:
         await server.client.mset({f"k{n}": random.randbytes(2000) for n in range(100)})
         await server.client.bgrewriteaof()
-        deadline = time.monotonic() + 20
-        while (await server.client.info("persistence"))["aof_rewrite_in_progress"]:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
+        await eventually(lambda: rewritten(server), "its file is written anew")
         valkey.kill()
         starting = asyncio.create_task(asyncio.to_thread(valkey.start))
-        deadline = time.monotonic() + 20
-        while not await loading(server):
-            assert time.monotonic() < deadline and not starting.done(), "it loads too fast"
-            await asyncio.sleep(0.02)
+
+        async def under_way() -> bool:
+            assert not starting.done(), "it loads too fast"
+            return await loading(server)
+
+        await eventually(under_way, "it loads")
         assert (await server.check()).startswith("valkey")
         await starting
     finally:
         await server.close()
         valkey.stop()
+
+
+async def rewritten(server: Server) -> bool:
+    return not (await server.client.info("persistence"))["aof_rewrite_in_progress"]
 
 
 async def loading(server: Server) -> bool:

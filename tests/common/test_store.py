@@ -8,44 +8,24 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from common.failures import ConfigurationError
-from common.store import Store, StoreError, open_store
-from common.trajectory import Blob, Trajectory
-from tests.exporters.attempts import attempt, review_of
-
-ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
-NOBODY = 65534
-FIRST = "r1-s0-1700000000000-0-d1-aaaaaaaa"
+from common.store import Store, StoreError
+from common.trajectory import Blob
+from tests.common.stored import FIRST, everything_in, keep, made
+from tests.exporters.attempts import review_of
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "output")
-
-
-def made(task_id: str = "t", attempt_id: str = FIRST, **fields: Any) -> Trajectory:
-    return attempt(task_id=task_id, attempt_id=attempt_id, **fields)
-
-
-def keep(store: Store, task_id: str = "t", attempt_id: str = FIRST) -> None:
-    """Write an attempt and its review."""
-    store.write_attempt(made(task_id, attempt_id))
-    store.write_review(review_of(made(task_id, attempt_id)))
-
-
-def everything_in(root: Path) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
 def test_files_of_attempts_that_lost_their_lease_are_swept_and_no_others(store: Store) -> None:
@@ -65,9 +45,31 @@ def test_files_of_attempts_that_lost_their_lease_are_swept_and_no_others(store: 
     assert store.sweep("t", committed, scene="code") == lost
     assert sorted(store.attempts_of("t")) == sorted(kept)
     assert half.exists()  # somebody may be writing it
+    theirs, ours = (half.with_name(f".{a}.json.abc.tmp") for a in (lost[0], committed))
+    for one in (theirs, ours):
+        one.touch()
+    assert store.sweep("t", committed, scene="code") == []
+    assert not theirs.exists()  # whoever writes it has lost, and nobody would come back to it
+    assert (half.exists(), ours.exists()) == (True, True)
     os.utime(half, (0, 0))
     assert store.sweep("t", committed, scene="code") == []
     assert not half.exists()
+
+
+def test_a_sweep_that_fails_costs_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost, committed = FIRST, FIRST.replace("-d1-", "-d2-")
+    for attempt_id in (lost, committed):
+        store.write_attempt(made("t", attempt_id))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with capture_logs() as logs:
+        assert store.sweep("t", committed, scene="code") == []
+        assert store.sweep("elsewhere", committed, scene="code") == []
+    assert [line["event"] for line in logs] == ["store.unswept"]
+    assert store.attempts_of("t") == [lost, committed]
 
 
 # -- written once, whole, durable -----------------------------------------------------------------
@@ -231,6 +233,12 @@ def test_a_blob_has_no_extension_that_leads_elsewhere(store: Store, ext: str) ->
     assert not store.root.exists()
 
 
+def test_a_missing_blob_is_nowhere_until_it_is_put(store: Store) -> None:
+    blob = Blob(sha256="ab" * 32, media_type="text/plain", bytes=1, ext="txt")
+    assert store.blob_path(blob) == store.root / "blobs" / "ab" / f"{'ab' * 32}.txt"
+    assert not store.blob_path(blob).exists()
+
+
 # -- names ----------------------------------------------------------------------------------------
 
 NAMES = st.lists(
@@ -361,126 +369,3 @@ def test_an_attempt_that_cannot_be_read_says_which(
 
 def test_an_empty_store_holds_nothing(store: Store) -> None:
     assert (store.tasks(), list(store.reviewed())) == ([], [])
-
-
-# -- when it cannot be written --------------------------------------------------------------------
-
-
-def test_a_store_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "deep" / "output")
-    assert list(store.root.iterdir()) == []
-
-
-def test_a_path_below_a_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for root in (tmp_path / "file", tmp_path / "file" / "output"):
-        with pytest.raises(ConfigurationError, match=r"^FLEET_OUTPUT: .*set FLEET_OUTPUT"):
-            open_store(root)
-        with pytest.raises(StoreError, match="set FLEET_OUTPUT") as refused:
-            Store(root).write_attempt(made())
-        assert str(root) in str(refused.value)
-
-
-AS_NOBODY = """
-import os, sys
-from pathlib import Path
-from common.store import Store, StoreError
-from common.trajectory import Trajectory
-
-trajectory = Trajectory.model_validate_json(sys.stdin.buffer.read())
-if os.geteuid() == 0:
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-store = Store(Path(sys.argv[1]))
-for write in (store.prove_writable, lambda: store.write_attempt(trajectory)):
-    try:
-        write()
-        print("written")
-    except StoreError as error:
-        print(error)
-"""
-
-
-def test_a_folder_of_somebody_else_is_refused_with_what_to_do() -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        Path(folder).chmod(0o555)
-        done = subprocess.run(
-            [sys.executable, "-c", AS_NOBODY, folder],
-            input=made().model_dump_json(by_alias=True).encode(),
-            stdout=subprocess.PIPE, check=True,
-        )  # fmt: skip
-        said = done.stdout.decode().splitlines()
-        Path(folder).chmod(0o755)
-    assert len(said) == 2
-    for sentence in said:
-        assert sentence.startswith(folder)
-        assert sentence.endswith(
-            "Permission denied; make it writable for this user, or set FLEET_OUTPUT elsewhere"
-        )
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A small file system of its own at ``folder``."""
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        pytest.skip(f"may not mount here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-@ROOT_ONLY
-def test_a_read_only_disk_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with (
-        mounted(tmp_path / "disk", "ro,size=64k") as disk,
-        pytest.raises(ConfigurationError, match=r"FLEET_OUTPUT: .*Read-only.*set FLEET_OUTPUT"),
-    ):
-        open_store(disk)
-
-
-@ROOT_ONLY
-def test_a_full_disk_says_so_and_work_goes_on_once_there_is_space(tmp_path: Path) -> None:
-    with mounted(tmp_path / "disk", "size=256k") as disk:
-        store = open_store(disk)
-        keep(store)
-        ballast = disk / "ballast"
-        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-        before = everything_in(disk)
-
-        whole = made(attempt_id="r2-s0-1700000000000-0-d1-aa", final_result="x" * 20_000)
-        for write in (
-            store.prove_writable,
-            lambda: store.write_attempt(whole),
-            lambda: store.put_blob(bytes(20_000), media_type="text/plain", ext="txt"),
-        ):
-            with pytest.raises(StoreError, match="disk is full; free some space"):
-                write()
-        assert everything_in(disk) == before, "a failed write left something behind"
-        assert [r.trajectory.attempt_id for r in store.reviewed()] == [FIRST]
-
-        ballast.unlink()
-        store.prove_writable()
-        store.write_attempt(whole)
-        assert store.read_attempt("t", whole.attempt_id) == whole
-
-
-@ROOT_ONLY
-def test_a_disk_without_inodes_is_a_full_disk(tmp_path: Path) -> None:
-    with mounted(tmp_path / "disk", "size=256k,nr_inodes=2") as disk:
-        store = open_store(disk)  # the probe takes the last inode, and gives it back
-        with pytest.raises(StoreError, match="disk is full"):
-            store.write_attempt(made())
-
-
-def test_a_missing_blob_is_nowhere_until_it_is_put(store: Store) -> None:
-    blob = Blob(sha256="ab" * 32, media_type="text/plain", bytes=1, ext="txt")
-    assert store.blob_path(blob) == store.root / "blobs" / "ab" / f"{'ab' * 32}.txt"
-    assert not store.blob_path(blob).exists()

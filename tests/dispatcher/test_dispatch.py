@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -251,10 +250,13 @@ async def test_a_full_scene_holds_up_no_other_and_catches_up(desk: Desk) -> None
     taken: list[str] = []
     async with desk.following(max_backlog=20):
         seen_web: list[str] = []
-        while len(seen_web) < 60:  # workers of `web` are quick, those of `code` absent
-            seen_web += await drain(desk, "web", 10)
+
+        async def all_of_web() -> bool:  # its workers are quick, those of `code` absent
+            seen_web.extend(await drain(desk, "web", 10))
             assert len(await desk.ids("code")) <= 20
-            await asyncio.sleep(0)
+            return len(seen_web) >= 60
+
+        await eventually(all_of_web, "all of web")
         assert seen_web == names(0, 60, "w")
         assert desk.metrics.registry.get_sample_value(*blocked) == 1
         assert not desk.told[-1].done

@@ -24,7 +24,7 @@ from common.task import Assignment, Sampling
 from common.trajectory import Action, Provenance, StopReason, Trajectory, Usage
 from tests.helpers import task, units
 from tests.workers.answers import CHAT, KEY, TTL, UNIT, Model, ask, box, policy, reply
-from tests.workers.test_episode import World
+from tests.workers.episodes import World
 from workers.episode import Episode
 from workers.journal import MAX_ANSWER, MAX_UNIT, pack, unpack
 from workers.policies.base import Turn

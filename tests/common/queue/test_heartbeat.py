@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,18 @@ async def held(server: Server, task_id: str = "t") -> tuple[SceneQueue, Lease]:
     await a.publish([units(task(task_id))])
     [lease] = await a.take(1)
     return a, lease
+
+
+@contextmanager
+def beating(url: str, a: SceneQueue, lease: Lease, *, lease_time: float) -> Iterator[Heartbeat]:
+    """A heartbeat that holds this one lease, which lasts ``lease_time`` seconds."""
+    beat = Heartbeat(url, lease=lease_time, on_lost=lambda _: None)
+    beat.hold(a, lease)
+    beat.start()
+    try:
+        yield beat
+    finally:
+        beat.stop()
 
 
 class Thief(threading.Thread):
@@ -97,14 +111,11 @@ async def test_a_healthy_job_that_blocks_the_loop_for_ten_leases_keeps_its_lease
 ) -> None:
     lease_time = 0.5
     a, lease = await held(server)
-    beat = Heartbeat(server.url, lease=lease_time, on_lost=lambda _: None)
-    beat.hold(a, lease)
-    beat.start()
-    with Thief(server.url, lease_time) as thief:
-        time.sleep(10 * lease_time)  # a handler that blocks the loop is the point
-    assert thief.stolen == []
-    await Committer(a).commit(lease, Done(b"{}"))
-    beat.stop()
+    with beating(server.url, a, lease, lease_time=lease_time):
+        with Thief(server.url, lease_time) as thief:
+            time.sleep(10 * lease_time)  # a handler that blocks the loop is the point
+        assert thief.stolen == []
+        await Committer(a).commit(lease, Done(b"{}"))
 
 
 async def test_a_dead_loop_loses_its_leases_and_one_that_comes_back_beats_again(
@@ -112,17 +123,14 @@ async def test_a_dead_loop_loses_its_leases_and_one_that_comes_back_beats_again(
 ) -> None:
     lease_time = 0.2
     a, lease = await held(server)
-    beat = Heartbeat(server.url, lease=lease_time, on_lost=lambda _: None)
-    beat.hold(a, lease)
-    beat.start()
-    with Thief(server.url, lease_time) as thief:
-        deadline = time.monotonic() + 20
-        while not thief.stolen:  # the loop is dead all the while
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    beat.drop(lease)
-    await eventually(lambda: beat.steady, "it beats again")
-    beat.stop()
+    with beating(server.url, a, lease, lease_time=lease_time) as beat:
+        with Thief(server.url, lease_time) as thief:
+            deadline = time.monotonic() + 20
+            while not thief.stolen:  # the loop is dead all the while
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        beat.drop(lease)
+        await eventually(lambda: beat.steady, "it beats again")
 
 
 async def test_waiting_for_an_absent_server_is_no_dead_loop(valkey: EmbeddedServer) -> None:
@@ -130,17 +138,14 @@ async def test_waiting_for_an_absent_server_is_no_dead_loop(valkey: EmbeddedServ
         server = Server(proxy.url, patience=60)
         await server.client.flushall()
         a, lease = await held(server)
-        beat = Heartbeat(proxy.url, lease=0.1, on_lost=lambda _: None)
-        beat.hold(a, lease)
-        beat.start()
-        proxy.cut()
-        waiting = asyncio.create_task(a.take(1))
-        await asyncio.sleep(2.0)  # twenty leases in which the main loop does not come round
-        assert not beat._loop_dead
-        proxy.heal()
-        await eventually(lambda: beat.steady, "it beats again")
-        await waiting
-        beat.stop()
+        with beating(proxy.url, a, lease, lease_time=0.1) as beat:
+            proxy.cut()
+            waiting = asyncio.create_task(a.take(1))
+            await asyncio.sleep(2.0)  # twenty leases in which the main loop does not come round
+            assert not beat._loop_dead
+            proxy.heal()
+            await eventually(lambda: beat.steady, "it beats again")
+            await waiting
         await server.close()
 
 

@@ -295,21 +295,7 @@ async def test_the_hidden_limit_of_a_provider_is_found_from_far_below(
 
 
 async def test_a_storm_is_met_with_ever_fewer_requests(server: Server, open_gate: OpenGate) -> None:
-    gate, one = open_gate(), ask(start=32)
-    sent = 0
-
-    async def caller() -> None:
-        nonlocal sent
-        while True:
-            permit = await gate.admit(one, within=60)
-            sent += 1
-            gate.settle(permit, "limited", tokens=0, nano_usd=0)
-
-    callers = [asyncio.create_task(caller()) for _ in range(32)]
-    await asyncio.wait(callers, timeout=3)
-    for one_caller in callers:
-        one_caller.cancel()
-    await asyncio.gather(*callers, return_exceptions=True)
+    sent = await _storm(open_gate(), ask(start=32), callers=32)
     assert sent < 32 + 40  # at most all that were in flight when it began, then probes
 
 
@@ -317,21 +303,8 @@ async def test_a_storm_is_met_with_ever_fewer_requests(server: Server, open_gate
 async def test_a_key_that_never_worked_is_met_with_ever_fewer_requests(
     server: Server, open_gate: OpenGate, callers: int
 ) -> None:
-    gate, one = open_gate(), ask(start=16)  # fewer callers than slots: no ceiling is ever found
-    sent = 0
-
-    async def caller() -> None:
-        nonlocal sent
-        while True:
-            permit = await gate.admit(one, within=60)
-            sent += 1
-            gate.settle(permit, "limited", tokens=0, nano_usd=0)
-
-    tasks = [asyncio.create_task(caller()) for _ in range(callers)]
-    await asyncio.wait(tasks, timeout=3)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    one = ask(start=16)  # fewer callers than slots: no ceiling is ever found
+    sent = await _storm(open_gate(), one, callers=callers)
     assert sent < 3 * callers + 10
     assert (await state(server))["strikes"] >= 3
 
@@ -363,3 +336,22 @@ async def _waiting(server: Server, count: int) -> bool:
 
 async def _in_flight(server: Server, count: int) -> bool:
     return (await state(server)).get("inflight") == count
+
+
+async def _storm(gate: Gate, one: Ask, *, callers: int) -> int:
+    """Answer every request of so many callers with 429 for 3 s; return how many were sent."""
+    sent = 0
+
+    async def caller() -> None:
+        nonlocal sent
+        while True:
+            permit = await gate.admit(one, within=60)
+            sent += 1
+            gate.settle(permit, "limited", tokens=0, nano_usd=0)
+
+    tasks = [asyncio.create_task(caller()) for _ in range(callers)]
+    await asyncio.wait(tasks, timeout=3)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return sent

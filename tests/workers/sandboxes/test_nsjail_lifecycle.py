@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from common.failures import ConfigurationError
+from tests.helpers import eventually
 from workers.sandboxes import cgroups
 from workers.sandboxes.nsjail import NsjailProvider
 from workers.sandboxes.nsjail_sandbox import NsjailSandbox
@@ -40,7 +40,6 @@ async def main():
     provider = NsjailProvider(records=Path(sys.argv[1]), use_cgroups=sys.argv[2] == "True")
     sandboxes = [await provider.start(SandboxSpec()) for _ in range(2)]
     running = [asyncio.create_task(s.exec("trap '' TERM; sleep 60")) for s in sandboxes]
-    await asyncio.sleep(0.1)
     print("ready", flush=True)
     await asyncio.gather(*running)
 
@@ -50,14 +49,6 @@ asyncio.run(main())
 
 def noted(records: Path) -> list[Record]:
     return [Record.model_validate_json(file.read_bytes()) for file in records.glob("*.json")]
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 def dead_owner() -> ProcessMark:
@@ -82,13 +73,22 @@ async def test_a_killed_owner_takes_its_jails_along(records: Path, use_cgroups: 
     assert len(left) == 2
     jails = [record.jail for record in left]
     assert all(jail and jail.alive() for jail in jails)
-    inside = [pid for jail in jails if jail for pid in descendants(jail.pid)]
-    assert len(inside) >= 4
+
+    def living() -> list[int]:
+        return [pid for jail in jails if jail for pid in descendants(jail.pid)]
+
+    await eventually(lambda: len(living()) == 6, "agent, shell and sleep in each jail", within=5)
+    inside = living()
 
     owner.kill()
     # Before anybody buries the owner: a zombie is as dead.
-    await until(lambda: not any(jail and jail.alive() for jail in jails))
-    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside))
+    await eventually(
+        lambda: not any(jail and jail.alive() for jail in jails), "no jail lives", within=5
+    )
+    await eventually(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside),
+        "nothing of them is left", within=5,
+    )  # fmt: skip
     assert await provider.reap() == 2
     owner.stdout.close()
     owner.wait()
@@ -110,6 +110,13 @@ def descendants(pid: int) -> list[int]:
             if parent == pid:
                 found += [int(folder.name), *descendants(int(folder.name))]
     return found
+
+
+async def runs_a_command(record: Record) -> None:
+    """Wait until there is more in the jail than its agent."""
+    assert record.jail is not None
+    pid = record.jail.pid
+    await eventually(lambda: len(descendants(pid)) >= 2, "the command runs", within=5)
 
 
 async def test_the_reaper_kills_a_jail_that_outlived_its_owner(
@@ -148,11 +155,11 @@ async def test_a_killed_jail_is_lost_and_says_so(provider: SandboxProvider, reco
         (record,) = noted(records)
         assert record.jail is not None
         running = asyncio.create_task(sandbox.exec("sleep 60"))
-        await until(lambda pid=record.jail.pid: len(descendants(pid)) >= 2)  # type: ignore[misc]
+        await runs_a_command(record)
         pid = record.jail.pid if victim == "nsjail" else descendants(record.jail.pid)[0]
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(SandboxLost, match="lost"):
-            await running
+            await asyncio.wait_for(running, 10)
         assert not await sandbox.is_alive()
         with pytest.raises(SandboxLost):
             await sandbox.read_file("x")
@@ -180,11 +187,12 @@ async def test_an_agent_that_is_told_nonsense_ends(
     for nonsense in (b"\xff\xff\xff\xff", b"\0\0\0\1{", b"\0\0\0\2[]", b'\0\0\0\x0b{"raw":"x"}'):
         sandbox = await provider.start(SandboxSpec())
         assert isinstance(sandbox, NsjailSandbox)
+        (record,) = noted(records)
         running = asyncio.create_task(sandbox.exec("sleep 60"))
-        await asyncio.sleep(0.05)
+        await runs_a_command(record)
         sandbox._channel._writer.write(nonsense)
         with pytest.raises(SandboxLost, match="gone"):
-            await running
+            await asyncio.wait_for(running, 10)
     assert noted(records) == []
 
 
