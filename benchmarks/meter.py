@@ -10,7 +10,7 @@ from pathlib import Path
 
 import redis
 
-from common.queue.connection import library
+from common.queue.library import library
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _SCRIPTED = re.compile(r"redis\.p?call\('(\w+)'")

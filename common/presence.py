@@ -11,14 +11,14 @@ from types import TracebackType
 
 import redis
 
-from common.failures import ConfigurationError
 from common.logs import logger
 from common.queue.connection import Server, ServerGone
 from common.queue.control import drain_asked
+from common.queue.keys import FLEET
 
 log = logger("presence")
 
-PROCESSES = "fleet:processes"
+PROCESSES = f"{FLEET}processes"
 """Zset: "<service> <consumer>" → when it last said that it is there (server time, Unix seconds)."""
 _LISTEN = 1.0
 """Seconds between two looks whether a drain was asked for."""
@@ -74,6 +74,8 @@ class Presence:
     ) -> None:
         self.asked: str | None = None
         """Who asked for the drain; None as long as nobody has."""
+        self.deaf = False
+        """Could an order not be read at the last look?"""
         self._server = server
         self._member = f"{service} {consumer}"
         self._draining = draining
@@ -107,25 +109,27 @@ class Presence:
 
     async def _watch(self) -> None:
         tell_at = 0.0
-        # A draining process that has lost patience with an absent server ends without hearing.
-        with suppress(ServerGone, ConfigurationError):
-            # A flag besides the cancellation: Python 3.11's wait_for, which redis-py sends with,
-            # loses one that comes in the moment in which it ends.
-            while not self._left:
+        # A flag besides the cancellation: Python 3.11's wait_for, which redis-py sends with,
+        # loses one that comes in the moment in which it ends.
+        while not self._left:
+            try:
                 if time.monotonic() >= tell_at:
                     tell_at = time.monotonic() + _TELL
                     await self._tell()
                 await self._listen()
-                await asyncio.sleep(_LISTEN)
+                self.deaf = False
+            except ServerGone:
+                return  # draining already, and out of patience with an absent server
+            except Exception as error:
+                # Whatever it is may pass, and an order to drain must still be heard then.
+                if not self.deaf:
+                    log.error("presence.deaf", error=str(error)[:200])
+                self.deaf = True
+            await asyncio.sleep(_LISTEN)
 
     async def _tell(self) -> None:
-        """Say that we are there. Not worth waiting for: a server whose memory is full refuses."""
-        now = await clock(self._server)
-        with suppress(redis.exceptions.RedisError, OSError):
-            async with self._server.client.pipeline(transaction=False) as pipe:
-                pipe.zadd(PROCESSES, {self._member: now})
-                pipe.zremrangebyscore(PROCESSES, "-inf", now - FORGOTTEN)
-                await pipe.execute()
+        """Say that we are there."""
+        await self._server.fcall("present", (FLEET,), (self._member, FORGOTTEN))
 
     async def _listen(self) -> None:
         if self.asked is None:

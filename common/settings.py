@@ -6,13 +6,15 @@ import os
 import socket
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.failures import ConfigurationError
 from common.model import explain
+
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -97,7 +99,7 @@ class Settings(BaseSettings):
     """Seconds one call may wait for 429s before the task goes back to the queue."""
     llm_concurrency: int = Field(default=64, ge=1)
     """Calls in flight per process."""
-    llm_price: tuple[float, float] | None = None
+    llm_price: tuple[Price, Price] | None = None
     """What the model of a custom URL costs: US dollars per million prompt and completion tokens, as
     `[0.4, 1.6]`; `[0, 0]` for one of your own. A budget in dollars needs it."""
     llm_rpm: int = Field(default=0, ge=0)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from common.presence import Process, living
+from common.presence import FORGOTTEN, SILENT, Process, living
 from common.queue.connection import Server, ServerGone
 from common.queue.control import drain as ask_to_drain
 from common.settings import Settings
@@ -57,11 +57,11 @@ def drain(
     settings = settings_for(output)
     limit = timeout or 2 * settings.drain_grace + _SLACK
 
-    async def work(server: Server) -> tuple[list[Process], list[Process], Snapshot | None]:
+    async def work(server: Server) -> tuple[list[Process], set[Process], Snapshot | None]:
         asked = await living(server)
         await ask_to_drain(server, who(why))
         out.print(clean(f"asked to drain: {_list(asked)}"))
-        left = await _wait(server, asked, limit, settings) if wait and asked else []
+        left = await _wait(server, asked, limit, settings) if wait and asked else set()
         try:
             return asked, left, await look(server)
         except ServerGone:
@@ -69,7 +69,10 @@ def drain(
 
     asked, left, snapshot = with_server(settings, work)
     if left:
-        fail(f"still there after {limit:.0f} s: {_list(left)}; see their logs, or ask again")
+        fail(
+            f"still there after {limit:.0f} s, or not heard for {SILENT:.0f} s (killed, or too "
+            f"busy to say): {_list(left)}; see their logs, or ask again"
+        )
     if wait and asked:
         kept = "; its queue is kept on disk" if snapshot is None else _kept(snapshot)
         out.print(f"drained{kept}")
@@ -77,22 +80,26 @@ def drain(
 
 async def _wait(
     server: Server, asked: list[Process], limit: float, settings: Settings
-) -> list[Process]:
-    """Wait until those processes have ended; returns the ones that have not in time."""
+) -> set[Process]:
+    """Wait for those processes to end; returns those of whom nobody knows that they have."""
     server.patience = _GONE_AFTER
     began = time.monotonic()
     left = set(asked)
     with err.status("") as shown:
         while left and time.monotonic() - began < limit:
             try:
-                left &= set(await living(server))
+                # One that ends takes itself off the list; one that only falls silent does not.
+                left &= set(await living(server, within=FORGOTTEN))
+                heard = left & set(await living(server))
             except ServerGone:
                 if not _ended_with_its_fleet(settings):
                     raise
-                return []
-            shown.update(f"still there: {_list(left)}")
+                return set()
+            if not heard:
+                break
+            shown.update(f"still there: {_list(heard)}")
             await asyncio.sleep(_LOOK)
-    return sorted(left)
+    return left
 
 
 def _ended_with_its_fleet(settings: Settings) -> bool:

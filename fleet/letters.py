@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from common.presence import clock
 from common.queue.connection import Server
 from common.queue.keys import Keys
-
-_PAGE = 100
-_MOST = 1000
-_PAGE_BYTES = 4 << 20
-"""A payload may be a megabyte, and most are a kilobyte: pages are of this size, about."""
+from common.queue.pages import pages
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,10 @@ async def find(
         entries, tasks = await _told_apart(server, scene, ids)
         found = [e for e in entries if oldest <= e.at <= youngest and wanted.takes(e)]
         if not ids or tasks:
-            async for letter in _pages(server, scene, f"{max(0, youngest)}", f"{max(0, oldest)}"):
+            low, high = f"{max(0, oldest)}", f"{max(0, youngest)}"
+            rows = pages(server, Keys(scene).dead, low=low, high=high, newest_first=True)
+            async for entry, fields in rows:
+                letter = Letter(scene, entry, fields)
                 if wanted.limit is not None and len(found) >= wanted.limit:
                     break
                 if wanted.takes(letter) and (not ids or letter["id"] in tasks):
@@ -132,34 +130,9 @@ def _looks_like_entry(name: str) -> bool:
 
 
 async def _entry(server: Server, scene: str, entry: str) -> Letter | None:
-    key = Keys(scene).dead
-    rows = await server.persist(lambda: server.client.xrange(key, min=entry, max=entry))
-    return _letter(scene, *rows[0]) if rows else None
-
-
-async def _pages(
-    server: Server, scene: str, youngest: str, oldest: str
-) -> AsyncIterator[Letter]:  # fmt: skip
-    """Yield letters, newest first; neither the server nor our memory is held up by their number."""
-    key, top, count = Keys(scene).dead, youngest, _PAGE
-
-    async def page() -> Any:
-        return await server.client.xrevrange(key, max=top, min=oldest, count=count)
-
-    while True:
-        rows: list[Any] = await server.persist(page)
-        for entry, fields in rows:
-            yield _letter(scene, entry, fields)
-        if len(rows) < count:
-            return
-        top = f"({rows[-1][0].decode()}"
-        size = sum(len(value) for _, fields in rows for value in fields.values()) / len(rows)
-        count = max(10, min(_MOST, int(_PAGE_BYTES / max(1.0, size))))
-
-
-def _letter(scene: str, entry: bytes, fields: dict[bytes, bytes]) -> Letter:
-    said = {k.decode(): v.decode(errors="replace") for k, v in fields.items()}
-    return Letter(scene, entry.decode(), said)
+    async for _, fields in pages(server, Keys(scene).dead, low=entry, high=entry):
+        return Letter(scene, entry, fields)
+    return None
 
 
 def _light(letter: Letter) -> Letter:

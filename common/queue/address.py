@@ -34,13 +34,13 @@ _SCHEMES = "redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel:/
 class Address:
     """A queue server's address, taken apart. Its text is fit for messages: it has no password."""
 
-    plain: str
+    plain: str = field(repr=False)
     """What redis-py reads: a URL of one server; for a service, its options and credentials."""
     shown: str
     service: str = ""
     """Name of the service the sentinels watch; empty for one server."""
     sentinels: tuple[tuple[str, int], ...] = ()
-    sentinel_options: dict[str, Any] = field(default_factory=dict)
+    sentinel_options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         return self.shown
@@ -133,7 +133,7 @@ def connect(address: Address, **options: Any) -> redis.asyncio.Redis:
     retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
     given: dict[str, Any] = {**parse_url_async(address.plain), **options, "retry": retry}
     if not address.service:
-        return redis.asyncio.Redis(connection_pool=redis.asyncio.BlockingConnectionPool(**given))
+        return redis.asyncio.Redis.from_pool(redis.asyncio.BlockingConnectionPool(**given))
     tls = _tls(given)
     manager = _AsyncSentinel(
         list(address.sentinels),
@@ -149,7 +149,7 @@ def connect_blocking(address: Address, **options: Any) -> redis.Redis:
     retry = Retry(NoBackoff(), 0)
     given: dict[str, Any] = {**_parse_url(address.plain), **options, "retry": retry}
     if not address.service:
-        return redis.Redis(connection_pool=redis.ConnectionPool(**given))
+        return redis.Redis.from_pool(redis.ConnectionPool(**given))
     tls = _tls(given)
     manager = _Sentinel(
         list(address.sentinels),

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import orjson
 
 from common.queue.connection import Server
-from common.queue.keys import Keys
+from common.queue.keys import FLEET, Keys
+from common.queue.pages import pages
 
-AUDIT = "fleet:audit"
+AUDIT = f"{FLEET}audit"
 """Stream of what people did to the whole fleet: draining, budgets."""
-_DRAIN = "fleet:drain"
-_PAGE = 1000
+_DRAIN = f"{FLEET}drain"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Control:
         """Find a task's entries in the lanes: lane, entry, lane, entry, …"""
         found: list[Any] = []
         for number, lane in enumerate(self.keys.lanes, 1):
-            async for entry, fields in _pages(self.server, lane):
+            async for entry, fields in pages(self.server, lane):
                 if fields.get("id") == task_id:
                     found += [number, entry]
         return found
@@ -97,19 +97,7 @@ class Control:
 
 async def drain(server: Server, who: Who) -> None:
     """Ask every process that runs now to drain and end; those started later are not meant."""
-
-    async def ask() -> None:
-        seconds, micros = await server.client.time()
-        row = orjson.dumps({"at": seconds + micros / 1e6, "by": who.by, "why": who.why})
-        async with server.client.pipeline(transaction=True) as pipe:
-            pipe.set(_DRAIN, row, ex=86_400)
-            pipe.xadd(
-                AUDIT, {"by": who.by, "action": "drain", "target": "", "detail": who.why},
-                maxlen=100_000, approximate=True,
-            )  # fmt: skip
-            await pipe.execute()
-
-    await server.persist(ask)
+    await server.fcall("drain", (FLEET,), (who.by, who.why))
 
 
 async def drain_asked(server: Server, since: float) -> str | None:
@@ -117,20 +105,3 @@ async def drain_asked(server: Server, since: float) -> str | None:
     row = await server.persist(lambda: server.client.get(_DRAIN))
     told = orjson.loads(row) if row else {}
     return str(told["by"]) if told.get("at", 0.0) > since else None
-
-
-async def _pages(server: Server, stream: str) -> Any:
-    """Yield a stream's entries, oldest first, a page at a time: the server is never held up."""
-    start = "-"
-    while True:
-        rows = await server.persist(
-            lambda at=start: server.client.xrange(stream, min=at, count=_PAGE)
-        )
-        for entry, fields in rows:
-            yield (
-                entry.decode(),
-                {k.decode(): v.decode(errors="replace") for k, v in fields.items()},
-            )
-        if len(rows) < _PAGE:
-            return
-        start = f"({rows[-1][0].decode()}"

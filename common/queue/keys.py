@@ -7,6 +7,9 @@ from dataclasses import dataclass
 LANES = ("hi", "mid", "lo")
 """Priority 8-10, 4-7, 1-3. Lane numbers in the scripts count from 1 in this order."""
 
+FLEET = "fleet:"
+"""Before the names of what belongs to no scene."""
+
 WORKERS = "workers"
 REVIEWERS = "reviewers"
 
@@ -41,10 +44,6 @@ class Keys:
     @property
     def stats(self) -> str:
         return self.prefix + "stats"
-
-    @property
-    def control(self) -> str:
-        return self.prefix + "control"
 
     @property
     def cancel(self) -> str:

@@ -1,9 +1,9 @@
-"""The Lua library: one file per function, loaded as one library whose name tells its version."""
+"""Lua libraries: one file per function, loaded as one library whose name tells its version."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -14,7 +14,7 @@ from common.logs import logger
 
 log = logger("queue")
 
-_PREFIX = "fleet_"
+PREFIX = "fleet_"
 _USED = "fleet:libraries"
 """Sorted set: name of a library -> when a process that uses it last began (s)."""
 _KEPT = 8
@@ -24,17 +24,23 @@ side, and one that was removed too early is simply loaded again."""
 
 @cache
 def library() -> tuple[str, str]:
-    """Return ``(version, code)`` of the Lua library.
+    """Return ``(version, code)`` of the queue's library."""
+    return build("common.queue", PREFIX, ("_shared",))
+
+
+def build(package: str, prefix: str, helpers: Sequence[str]) -> tuple[str, str]:
+    """Return ``(version, code)`` of the library in the folder ``lua`` of a package.
 
     The version is a hash of the code and part of every function's name: processes of different
-    releases can share a server, each calling exactly the scripts it came with.
+    releases can share a server, each calling exactly the scripts it came with. ``helpers`` come
+    first, in this order: Lua reads from top to bottom.
     """
-    folder = resources.files("common.queue") / "lua"
-    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".lua"))
-    assert names[0] == "_shared.lua"  # helpers come first: Lua reads from top to bottom
-    source = "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+    folder = resources.files(package) / "lua"
+    names = {f.name.removesuffix(".lua") for f in folder.iterdir() if f.name.endswith(".lua")}
+    order = (*helpers, *sorted(names - set(helpers)))
+    source = "\n".join((folder / f"{name}.lua").read_text(encoding="utf-8") for name in order)
     version = hashlib.sha256(source.encode()).hexdigest()[:8]
-    return version, f"#!lua name={_PREFIX}{version}\n" + source.replace("@VERSION@", version)
+    return version, f"#!lua name={prefix}{version}\n" + source.replace("@VERSION@", version)
 
 
 def is_missing(error: redis.exceptions.ResponseError) -> bool:
@@ -47,23 +53,31 @@ def is_loaded_by_another(error: redis.exceptions.ResponseError) -> bool:
     return "already exists" in str(error)
 
 
-async def load(client: redis.asyncio.Redis) -> None:
-    """Put the library on the server, where it may be by now."""
+async def load(client: redis.asyncio.Redis, code: str | None = None) -> None:
+    """Put a library (the queue's, unless ``code`` is another) on the server.
+
+    It may be there by now.
+    """
     try:
         # Never REPLACE: it would take the functions away from under another's call.
-        await client.function_load(library()[1])
+        await client.function_load(code or library()[1])
     except redis.exceptions.ResponseError as error:
         if not is_loaded_by_another(error):
             raise
 
 
-async def forget_old(client: redis.asyncio.Redis) -> None:
-    """Say that this release is in use, and remove libraries of those that were not for longest."""
-    ours = _PREFIX + library()[0]
+async def forget_old(
+    client: redis.asyncio.Redis, prefix: str = PREFIX, version: str | None = None
+) -> None:
+    """Say that this release is in use, and remove libraries of those that were not for longest.
+
+    Of the libraries named ``prefix``; ``version``: ours, where it is not the queue's.
+    """
+    ours = prefix + (version or library()[0])
     await client.zadd(_USED, {ours: (await client.time())[0]})
-    listed = _names(await client.function_list(library=f"{_PREFIX}*"))
+    listed = _names(await client.function_list(library=f"{prefix}*"))
     rows: list[Any] = await client.zrange(_USED, 0, -1, withscores=True)
-    used = {row[0].decode(): float(row[1]) for row in rows}
+    used = {row[0].decode(): float(row[1]) for row in rows if row[0].decode().startswith(prefix)}
     others = sorted((n for n in listed if n != ours), key=lambda name: used.get(name, 0.0))
     for name in others[: max(0, len(others) - _KEPT)]:
         try:

@@ -213,7 +213,7 @@ class SceneQueue:
         for held in holding:
             mine += [held.stream, held.entry]
         before = self.server.interruptions
-        buried, unknown, *rows = await self.server.fcall(
+        buried, unknown, left, *rows = await self.server.fcall(
             "reclaim",
             (self.keys.prefix, *self.streams),
             (
@@ -223,8 +223,9 @@ class SceneQueue:
         )  # fmt: skip
         if self.server.interruptions != before:
             self._unsure = True
-        elif unknown:
-            self._unsure = False  # an outage loses the replies under way, and then it is over
+        elif unknown and not left:
+            # An outage loses the replies under way, and then it is over: these were all.
+            self._unsure = False
         return Reclaimed([self._lease(row, row[0]) for row in rows], buried)
 
     async def promote(self, limit: int = 256) -> int:

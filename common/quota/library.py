@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import redis.asyncio
 
+from common.logs import logger
+from common.queue import library as scripts
 from common.queue.connection import Server
 from common.quota.keys import PREFIX
 
+log = logger("quota")
+
+_LIBRARY = "quota_"
 _HELPERS = ("_shared", "_budget", "_limit", "_line")
-"""In this order: Lua reads from top to bottom."""
 
 
 @cache
 def library() -> tuple[str, str]:
-    """Return ``(version, code)``; the version is a hash of the code and part of every name."""
-    folder = resources.files("common.quota") / "lua"
-    names = {f.name.removesuffix(".lua") for f in folder.iterdir() if f.name.endswith(".lua")}
-    order = (*_HELPERS, *sorted(names - set(_HELPERS)))
-    source = "\n".join((folder / f"{name}.lua").read_text(encoding="utf-8") for name in order)
-    version = hashlib.sha256(source.encode()).hexdigest()[:8]
-    return version, f"#!lua name=quota_{version}\n" + source.replace("@VERSION@", version)
+    """Return ``(version, code)``."""
+    return scripts.build("common.quota", _LIBRARY, _HELPERS)
 
 
 async def call(server: Server, name: str, argv: Sequence[Any] = ()) -> Any:
@@ -38,8 +35,10 @@ async def call(server: Server, name: str, argv: Sequence[Any] = ()) -> Any:
 
 
 async def _load(client: redis.asyncio.Redis) -> None:
+    version, code = library()
+    await scripts.load(client, code)
     try:
-        await client.function_load(library()[1])
-    except redis.exceptions.ResponseError as error:
-        if "already exists" not in str(error):  # another process was faster
-            raise
+        await scripts.forget_old(client, _LIBRARY, version)
+    except (redis.exceptions.RedisError, OSError) as error:
+        # No right to list functions, no memory: an old library costs some 20 kB.
+        log.warning("quota.old_libraries_stay", error=str(error)[:200])

@@ -231,6 +231,13 @@ def test_a_wrong_setting_is_named_by_its_variable(
     assert reason in str(refused.value)
 
 
+@pytest.mark.parametrize("price", ["[-1, 2]", "[NaN, 2]", "[1, Infinity]"])
+def test_a_price_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, price: str) -> None:
+    monkeypatch.setenv("FLEET_LLM_PRICE", price)
+    with pytest.raises(ConfigurationError, match="FLEET_LLM_PRICE"):
+        load()
+
+
 def test_all_wrong_settings_are_named_at_once_and_their_values_are_not_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

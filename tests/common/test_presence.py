@@ -55,6 +55,16 @@ async def test_only_processes_that_ran_when_the_order_came_are_meant(server: Ser
             assert not after.is_set()
 
 
+async def test_an_order_is_heard_after_whatever_went_wrong_with_hearing(server: Server) -> None:
+    draining = asyncio.Event()
+    async with Presence(server, "worker", "a", draining) as there:
+        await server.client.lpush("fleet:drain", "no order")
+        await eventually(lambda: there.deaf, "it cannot be read")
+        await server.client.delete("fleet:drain")
+        await drain(server, ME)
+        await eventually(draining.is_set, "it obeys all the same")
+
+
 async def test_a_process_that_others_need_ends_after_them_or_when_its_patience_ends(
     server: Server,
 ) -> None:

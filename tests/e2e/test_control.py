@@ -14,6 +14,7 @@ import redis
 import structlog
 from typer.testing import CliRunner
 
+from common.presence import PROCESSES
 from common.queue.embedded import EmbeddedServer
 from common.queue.keys import Keys
 from fleet import context
@@ -176,6 +177,18 @@ def test_a_running_fleet_is_paused_resumed_cancelled_and_drained_and_goes_on_lat
         ("dead.purge", "impossible r1-s0", "hopeless"), ("pause", "", "not yet"),
         ("drain", "", "upgrade"), ("resume", "", ""),
     ]  # fmt: skip
+
+
+def test_a_process_that_fell_silent_is_not_said_to_have_drained(tmp_path: Path) -> None:
+    with served(tmp_path / "valkey") as server:
+        client = redis.Redis.from_url(server.url)
+        seconds, _ = client.time()
+        # A stand-in for a worker whose event loop has been blocked for 17 of 20 seconds.
+        client.zadd(PROCESSES, {"worker busy": seconds - 17})
+        client.close()
+        told = Terminal(tmp_path / "out", server.url)("drain", "--timeout", 60, code=1)
+    assert "asked to drain: 1 worker" in told
+    assert "not heard for 20 s (killed, or too busy to say): 1 worker" in told
 
 
 def test_every_process_of_a_drained_fleet_ends_with_0_and_what_ran_is_reviewed_before(

@@ -9,7 +9,11 @@ local function purge(keys, argv)
     local f = entry_of(prefix .. 'dead', argv[i])
     if f then
       redis.call('XDEL', prefix .. 'dead', argv[i])
-      forget_journal(prefix, f.id, f.u)
+      local ledger = prefix .. 't:' .. f.id
+      -- Its task may have begun a new life since, which pays for its own answers.
+      if redis.call('EXISTS', ledger) == 0 or redis.call('HGET', ledger, 'u:' .. f.u) == 'dead' then
+        forget_journal(prefix, f.id, f.u)
+      end
       count(prefix, 'dead', -1)
       audit(prefix, argv[1], 'dead.purge', f.id .. ' ' .. f.u, argv[2])
       purged = purged + 1

@@ -5,7 +5,8 @@
 --       '1' if a reply of `take` to the caller was lost, else '0',
 --       this server's time when the caller last heard it (ms; 0: not told),
 --       then per lease the caller still works on: stream index, entry
--- Reply {buried, handed out again uncounted, {stream index, entry, deliveries, task id, unit, payload}…}
+-- Reply {buried, handed out again uncounted, such entries left for another call, {stream index, entry, deliveries,
+--       task id, unit, payload}…}
 --
 -- A call that lay before a frozen server for over half a lease takes nothing: the owners' renewals
 -- lie behind it. An entry delivered `max deliveries` times whose last owner fell silent too is a
@@ -32,7 +33,7 @@ end
 local function reclaim(keys, argv)
   local prefix, group, consumer, lease = keys[1], argv[1], argv[2], argv[3]
   local max, want, ttl, stage = tonumber(argv[4]), tonumber(argv[5]), argv[6], argv[7]
-  local reply, mine, unsure = { 0, 0 }, {}, argv[8] == '1'
+  local reply, mine, unsure = { 0, 0, 0 }, {}, argv[8] == '1'
   local heard = tonumber(argv[9])
   if heard > 0 and now_ms() - heard > tonumber(lease) / 2 then return reply end
   local work = stage == 'work'
@@ -56,6 +57,8 @@ local function reclaim(keys, argv)
           reply[#reply + 1] = { s - 1, entry, deliveries, f.id, f.u, f.p }
           reply[2] = reply[2] + 1
           want = want - 1
+        else
+          reply[3] = reply[3] + 1
         end
       elseif deliveries >= max then
         note(prefix .. 't:' .. f.id, f.u, 'delivery ' .. deliveries .. ': ' .. owner .. ' fell silent')

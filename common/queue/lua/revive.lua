@@ -19,8 +19,8 @@ local function revive(keys, argv)
       or (not unit and redis.call('HEXISTS', ledger, 'revived') == 1)
     if f.p and f.p ~= '' and ours then
       if state and state ~= 'open' then count(prefix, 'tasks_' .. state, -1) end
-      if not state then count(prefix, 'tasks') end
       if not state then
+        count(prefix, 'tasks')
         -- Its ledger has expired. Whichever of its letters come back are what it is made of now.
         redis.call('HSET', ledger, 'open', 0, 'revived', 1)
       end

@@ -9,7 +9,7 @@
 -- scene hands out no work; what a person cancelled ends here, if it was not found before.
 local function take(keys, argv)
   local prefix, group, consumer, want = keys[1], argv[1], argv[2], tonumber(argv[3])
-  local asked, reply, last = want, {}, {}
+  local asked, reply, last, ended = want, {}, {}, {}
   local work = argv[5] == 'work'
   local paused = work and redis.call('HEXISTS', prefix .. 'control', 'paused') == 1
   local cancelled = work and redis.call('EXISTS', prefix .. 'cancel') == 1
@@ -18,6 +18,7 @@ local function take(keys, argv)
     if cancelled and redis.call('SISMEMBER', prefix .. 'cancel', f[2]) == 1 then
       drop(keys[s], group, entry)
       cancel_unit(prefix, f[2], f[4], argv[4])
+      ended[s] = true -- it stood in the place of one that waits
     else
       reply[#reply + 1] = { s - 1, entry, deliveries, f[2], f[4], f[6] }
       want = want - 1
@@ -48,7 +49,7 @@ local function take(keys, argv)
   end
   for s = 2, #keys do
     last[s - 1] = '0-0'
-    if #reply < asked then
+    if #reply < asked and not ended[s] then
       local info = redis.pcall('XINFO', 'STREAM', keys[s])
       for i = 1, #info, 2 do
         if info[i] == 'last-generated-id' then last[s - 1] = info[i + 1] end

@@ -15,9 +15,10 @@ import redis
 from common.failures import ConfigurationError
 from common.process import free_port
 from common.queue import library as scripts
-from common.queue.address import read
-from common.queue.connection import Server, ServerGone, blocking_client, library, where
+from common.queue.address import read, where
+from common.queue.connection import Server, ServerGone, blocking_client
 from common.queue.embedded import EmbeddedServer
+from common.queue.library import library
 from common.queue.scene_queue import SceneQueue
 from common.settings import load
 from fleet import doctor
@@ -48,7 +49,7 @@ SECRET = "hunter2"
 async def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
     assert where(url) == shown
     server = Server(url)
-    assert SECRET not in repr(server.client) + str(server.address)
+    assert SECRET not in repr(server.client) + repr(server.address) + str(server.address)
     await server.close()
     blocking_client(url).close()
 
@@ -184,11 +185,36 @@ async def test_a_master_that_lost_its_replica_is_waited_for_where_it_must_have_o
         queue = SceneQueue(server, "code")
         await eventually(lambda: _no_replica(server), "the master notices")
         asked = asyncio.create_task(queue.publish([units(task("t"))]))
-        done, _ = await asyncio.wait({asked}, timeout=0.5)
+
+        async def pipelined() -> None:
+            async with server.client.pipeline(transaction=False) as pipe:
+                pipe.set("x", "y")
+                await pipe.execute()
+
+        also = asyncio.create_task(server.persist(pipelined))
+        done, _ = await asyncio.wait({asked, also}, timeout=0.5)
         assert not done
         await asyncio.to_thread(pair.replica.start)
         assert (await asyncio.wait_for(asked, 30)).published == 1
+        await asyncio.wait_for(also, 30)
         await server.close()
+
+
+async def test_who_closes_a_client_leaves_no_connection(
+    valkey: EmbeddedServer, server: Server
+) -> None:
+    before = len(await server.client.client_list())
+    for _ in range(5):
+        other, blocking = Server(valkey.url), blocking_client(valkey.url)
+        assert await other.answers()
+        assert blocking.ping()
+        await other.close()
+        blocking.close()
+    await eventually(lambda: _clients(server, before), "the server has seen them off")
+
+
+async def _clients(server: Server, count: int) -> bool:
+    return len(await server.client.client_list()) <= count
 
 
 async def _no_replica(server: Server) -> bool:

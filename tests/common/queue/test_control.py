@@ -7,11 +7,13 @@ import asyncio
 import pytest
 
 from common.failures import LeaseLost
+from common.presence import Presence, clock, living
 from common.queue.committer import Cancelled, Committer, Dead, Decision, Done, Retry
 from common.queue.connection import Server
 from common.queue.control import AUDIT, Control, Who, drain, drain_asked
+from common.queue.embedded import EmbeddedServer
 from common.queue.heartbeat import Heartbeat
-from common.queue.scene_queue import Reclaimed, SceneQueue
+from common.queue.scene_queue import Lease, Reclaimed, SceneQueue, wait_any
 from common.task import Assignment
 from tests.helpers import entries_of, eventually, task, units
 
@@ -116,6 +118,57 @@ async def test_work_handed_back_after_its_task_was_cancelled_ends_without_anybod
     assert (counts.waiting, counts.open_tasks, counts.unaccounted) == (1, 1, 0)
 
 
+async def test_who_meets_cancelled_work_does_not_wait_beside_other_work(
+    either: Server, control: Control
+) -> None:
+    q = queue(either)
+    await q.publish([units(task("wide", samples=3)), units(task("next"))])
+    await either.client.sadd(q.keys.cancel, "wide")  # marked, its entries not found yet
+    found: list[Lease] = []
+    async with asyncio.timeout(3.0):
+        while not found:
+            found = await q.take(1)
+            if not found:
+                await wait_any([q], 60_000)
+    assert [lease.task_id for lease in found] == ["next"]
+
+
+async def test_the_answers_of_a_task_that_lives_again_outlast_its_old_letter(
+    either: Server, control: Control
+) -> None:
+    q = queue(either)
+    await q.publish([units(task())])
+    [lease] = await q.take(1)
+    await Committer(q).commit(lease, Dead("budget_exceeded", "x"))
+    [letter] = await entries_of(control.server, control.keys.dead)
+    await either.client.delete(q.keys.ledger("t"))  # as if its time had run out
+    await q.publish([units(task())])
+    await q.take(1)
+    await either.client.hset(q.keys.journal("t", "r1-s0"), "request", "answer")
+    assert await control.purge([letter["entry"]], ME) == 1
+    assert await either.client.exists(q.keys.journal("t", "r1-s0"))
+
+
+async def test_people_are_heard_by_a_server_whose_memory_is_full(
+    valkey: EmbeddedServer, server: Server
+) -> None:
+    began = await clock(server)
+    await server.client.config_set("maxmemory", 1)
+    try:
+        async with asyncio.timeout(10):
+            assert await Control(server, "code").pause(ME)
+            async with Presence(server, "worker", "a", asyncio.Event()):
+                await eventually(lambda: _listed(server), "it is listed")
+                await drain(server, ME)
+                assert await drain_asked(server, began) == "ann@here"
+    finally:
+        await server.client.config_set("maxmemory", 0)
+
+
+async def _listed(server: Server) -> bool:
+    return bool(await living(server))
+
+
 async def test_dead_letters_carry_their_history_and_can_be_purged(
     either: Server, control: Control
 ) -> None:
@@ -174,6 +227,23 @@ async def test_entries_of_a_reply_that_got_lost_are_handed_out_again_uncounted(
     got = await q.reclaim(1, lease=0.0, max_deliveries=2)
     assert [x.deliveries for x in got.leases] == [2]
     await Committer(q).commit(got.leases[0], Done(b"{}"))
+
+
+async def test_a_lost_reply_costs_none_of_its_entries_a_delivery_however_few_can_be_taken_at_once(
+    either: Server,
+) -> None:
+    q = queue(either)
+    await q.publish([units(task(f"t{n}")) for n in range(3)])
+    q.server, real = _LosesTheFirstReply(either.url), q.server
+    assert await q.take(3) == []
+    await q.server.close()
+    q.server = real
+    mine: list[Lease] = []
+    for _ in range(3):
+        got = await q.reclaim(1, lease=0.0, max_deliveries=1, holding=mine)
+        assert got.buried == 0
+        mine += got.leases
+    assert sorted((x.task_id, x.deliveries) for x in mine) == [("t0", 1), ("t1", 1), ("t2", 1)]
 
 
 class _LosesTheFirstReply(Server):
