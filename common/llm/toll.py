@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from common.llm.cost import estimate, is_free, nano
+from common.llm.cost import cost, estimate, is_free, nano
 from common.llm.faults import Limited, Transient
 from common.llm.pacing import Call
 from common.llm.providers import ProviderConfig
 from common.llm.types import ModelMisconfigured, ModelRateLimited, ModelRefused
 from common.quota.budgets import BudgetWatch
 from common.quota.gate import Gate
-from common.quota.keys import provider_id
+from common.quota.keys import RUN, provider_id
 from common.quota.terms import Ask, BudgetExceeded, Crowded, Line, Permit, Unpriced, Verdict
 from common.trajectory import Usage
 
@@ -68,6 +68,9 @@ class Toll:
         """Return why a call could not be paid for, from memory."""
         if self._watch is None:
             return None
+        scope = self._watch.in_dollars(account)
+        if scope is not None and cost(self._config, model, 0, 0, 0) is None:
+            return self._unpriced(model, scope)
         return self._watch.objection(account, free=is_free(self._config, model))
 
     @asynccontextmanager
@@ -113,17 +116,19 @@ class Toll:
                 retry_after=pause,
             ) from None
         except Unpriced as error:
-            scene = error.scope.removeprefix("scene:")
-            option = "" if error.scope == "run" else f" --scene {scene}"
-            # Ends the task and not the worker: a person sets a price, and runs it again.
-            raise BudgetExceeded(
-                f"{name}: there is a budget in USD ({error.scope}), but no price is known for "
-                f"{call.model}: set FLEET_LLM_PRICE (of a custom provider) or write its `price` "
-                f"into providers.yaml, or take the budget away (`fleet budget clear{option}`), "
-                "and run what it ended again with `fleet dead retry`."
-            ) from None
+            raise self._unpriced(call.model, error.scope) from None
         finally:
             call.throttled += time.monotonic() - started
+
+    def _unpriced(self, model: str, scope: str) -> BudgetExceeded:
+        """Ends the task and not the worker: a person sets a price, and runs it again."""
+        option = "" if scope == RUN else f" --scene {scope.removeprefix('scene:')}"
+        return BudgetExceeded(
+            f"{self._config.name}: there is a budget in USD ({scope}), but no price is known for "
+            f"{model}: set FLEET_LLM_PRICE (of a custom provider) or write its `price` "
+            f"into providers.yaml, or take the budget away (`fleet budget clear{option}`), "
+            "and run what it ended again with `fleet dead retry`."
+        )
 
 
 def _is_unpaid(error: BaseException) -> bool:

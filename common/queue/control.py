@@ -95,6 +95,11 @@ class Control:
         return await self.server.fcall(name, (self.keys.prefix,), argv)
 
 
+async def record(server: Server, by: str, action: str, target: str, detail: bytes) -> None:
+    """Leave a row in the audit of the whole fleet."""
+    await server.fcall("record", (FLEET,), (by, action, target, detail))
+
+
 async def drain(server: Server, who: Who) -> None:
     """Ask every process that runs now to drain and end; those started later are not meant."""
     await server.fcall("drain", (FLEET,), (who.by, who.why))

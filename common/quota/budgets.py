@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ import orjson
 from common.logs import logger
 from common.metrics import Metrics
 from common.queue.connection import Server
-from common.queue.control import AUDIT, Who
+from common.queue.control import Who, record
 from common.quota import library
-from common.quota.keys import RUN, scope_of
+from common.quota.keys import PREFIX, RUN, scope_of
 from common.quota.terms import NANO, BudgetExceeded, exceeded
 
 log = logger("quota")
@@ -36,7 +35,7 @@ class Amounts:
     held: int
     """Reserved by calls in flight."""
     least: int
-    """The smallest reservation ever asked for; 0: none yet."""
+    """The smallest reservation a scene ever asked for; 0: none yet."""
 
     @property
     def exhausted(self) -> bool:
@@ -53,7 +52,7 @@ class Budget:
     usd: Amounts
     tokens: Amounts
     calls: int
-    """Settled."""
+    """Answered: none that met a 429, failed, or was never made."""
 
 
 async def read_budgets(server: Server) -> dict[str, Budget]:
@@ -62,11 +61,24 @@ async def read_budgets(server: Server) -> dict[str, Budget]:
 
 
 async def _read(server: Server) -> tuple[str, dict[str, Budget]]:
-    """Return when the server's memory of budgets began, and what `read_budgets` does."""
+    """Return when the server's memory of budgets began ("": not yet), and as `read_budgets` does.
+
+    Plain reads: a server whose memory is full takes no library, and must still say what is spent.
+    """
+
+    async def ask() -> tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]:
+        scopes: list[Any] = list(await server.client.smembers(f"{PREFIX}scopes"))
+        async with server.client.pipeline(transaction=True) as pipe:
+            pipe.get(f"{PREFIX}born")
+            for scope in scopes:
+                pipe.hgetall(f"{PREFIX}b:{scope.decode()}")
+            born, *rows = await pipe.execute()
+        return born or b"", list(zip(scopes, rows, strict=True))
+
+    born, rows = await server.persist(ask)
     found = {}
-    born, *rows = await library.call(server, "budgets")
-    for scope, flat in rows:
-        fields = {flat[i].decode(): int(float(flat[i + 1])) for i in range(0, len(flat), 2)}
+    for scope, row in rows:
+        fields = {name.decode(): int(float(value)) for name, value in row.items()}
         usd, tokens = (
             Amounts(
                 fields.get(f"{unit}_limit"),
@@ -134,14 +146,8 @@ async def _change(
 ) -> None:
     scope = scope_of(scene)
     why = {"why": who.why} if who.why else {}
-    row: dict[Any, Any] = {
-        "by": who.by,
-        "action": action,
-        "target": scope,
-        "detail": orjson.dumps({**detail, **why}),
-    }
     # Two slots, so two calls; written first: a change without a row would be worse than the other.
-    await server.persist(lambda: server.client.xadd(AUDIT, row, maxlen=100_000, approximate=True))
+    await record(server, who.by, action, scope, orjson.dumps({**detail, **why}))
     await library.call(server, "budget", (scope, *fields))
 
 
@@ -199,17 +205,26 @@ class BudgetWatch:
 
         ``free``: the model costs no dollars.
         """
-        if time.monotonic() - self._seen_at > _STALE:
-            return None  # the call itself will ask
-        for scope in dict.fromkeys((RUN, scope_of(scene))):
-            budget = self._seen.get(scope)
-            if budget is None:
-                continue
+        for budget in self._budgets_of(scene):
             for unit, amounts in (("usd", budget.usd), ("tok", budget.tokens)):
                 if amounts.exhausted and not (free and unit == "usd"):
                     assert amounts.limit is not None
-                    return exceeded(scope, unit, amounts.limit, amounts.spent, amounts.least)
+                    return exceeded(budget.scope, unit, amounts.limit, amounts.spent, amounts.least)
         return None
+
+    def in_dollars(self, scene: str) -> str | None:
+        """Return the scope whose limit in dollars holds for ``scene``; None: none that is known."""
+        for budget in self._budgets_of(scene):
+            if budget.usd.limit is not None:
+                return budget.scope
+        return None
+
+    def _budgets_of(self, scene: str) -> list[Budget]:
+        """Return what was seen of the run and the scene; nothing if too long ago."""
+        if time.monotonic() - self._seen_at > _STALE:
+            return []  # the call itself will ask
+        scopes = dict.fromkeys((RUN, scope_of(scene)))
+        return [self._seen[scope] for scope in scopes if scope in self._seen]
 
     async def _restore(self, budget: Budget) -> None:
         """Put back what the server has forgotten: a limit that vanishes is no permission."""
@@ -223,10 +238,20 @@ class BudgetWatch:
             log.error("budget.restored", scope=budget.scope, hint="the server had forgotten it")
 
     async def _keep_looking(self) -> None:
+        blind = False
         while True:
             await asyncio.sleep(_LOOK)
-            with contextlib.suppress(Exception):  # whoever needs the server says so
+            try:
                 await self.look()
+            except Exception as error:  # the next look may succeed; calls ask for themselves
+                if not blind:
+                    hint = "calls still ask; tasks that cannot be paid for start a sandbox first"
+                    log.warning("budget.unseen", error=str(error)[:200], hint=hint)
+                blind = True
+            else:
+                if blind:
+                    log.info("budget.seen_again")
+                blind = False
 
     @staticmethod
     def _show(metrics: Metrics, scope: str, budget: Budget) -> None:

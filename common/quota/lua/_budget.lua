@@ -3,8 +3,8 @@
 -- A budget is a hash of whole numbers: per unit (usd: nano-USD; tok: tokens)
 --   <unit>_limit  absent: none        <unit>_spent  settled, or lapsed with a killed process
 --   <unit>_held   reserved by calls in flight
---   <unit>_least  the smallest reservation ever asked for: what is below it buys nothing any more
--- and calls, the number of calls settled; restored 1: what was remembered of it before this memory
+--   <unit>_least  the smallest reservation a scene ever asked for: what is below it buys it nothing
+-- and calls, the number of calls answered; restored 1: what was remembered of it before this memory
 -- began has been added.
 
 local EMPTY = { usd_spent = 0, usd_held = 0, tok_spent = 0, tok_held = 0, calls = 0 }
@@ -37,7 +37,8 @@ local function objection(ctx, account, tokens, nano)
       local limit = b[name .. '_limit']
       if limit and need == UNPRICED then return { 'unpriced', scope } end
       if need > 0 then
-        if need < (b[name .. '_least'] or math.huge) then
+        -- Of no scene are a worker's first words to a model: far smaller than any real call.
+        if account ~= '' and need < (b[name .. '_least'] or math.huge) then
           b[name .. '_least'], b.changed = need, true
         end
         local left = limit and limit - b[name .. '_spent'] or math.huge
@@ -56,28 +57,23 @@ local function reserve(ctx, who, account, tokens, nano)
     local b = budget(ctx, scope)
     b.usd_held, b.tok_held = b.usd_held + math.max(0, nano), b.tok_held + tokens
     b.changed = true
-    hold(ctx, who, 'u|' .. scope, math.max(0, nano))
-    hold(ctx, who, 't|' .. scope, tokens)
+    hold(ctx, 'h:' .. who, 'u|' .. scope, math.max(0, nano))
+    hold(ctx, 'h:' .. who, 't|' .. scope, tokens)
   end
 end
 
--- A call has cost what it has cost. `lapsed`: its reservation was counted as spent meanwhile;
--- 'forgotten': it may have been or not, as the server forgot it, so nothing is given back for it.
-local function settle(ctx, who, account, tokens, nano, real_tokens, real_nano, lapsed)
-  nano, real_nano = math.max(0, nano), math.max(0, real_nano)
+-- A call has cost what it has cost. `record` says what was reserved for it, and is held still or, if
+-- `lapsed`, counted as spent meanwhile. For what the server forgot nothing is given back.
+local function settle(ctx, record, lapsed, verdict, account, tokens, nano, real_tokens, real_nano)
   for _, scope in ipairs(scopes(account)) do
-    local b = budget(ctx, scope)
-    if lapsed == 'forgotten' then
-      b.usd_spent, b.tok_spent = b.usd_spent + real_nano, b.tok_spent + real_tokens
-    elseif lapsed then
-      b.usd_spent = math.max(0, b.usd_spent + real_nano - nano)
-      b.tok_spent = math.max(0, b.tok_spent + real_tokens - tokens)
-    else
-      b.usd_held, b.tok_held = math.max(0, b.usd_held - nano), math.max(0, b.tok_held - tokens)
-      b.usd_spent, b.tok_spent = b.usd_spent + real_nano, b.tok_spent + real_tokens
-      hold(ctx, who, 'u|' .. scope, -nano)
-      hold(ctx, who, 't|' .. scope, -tokens)
-    end
-    b.calls, b.changed = b.calls + 1, true
+    local b, from = budget(ctx, scope), lapsed and '_spent' or '_held'
+    local usd, tok = 'usd' .. from, 'tok' .. from
+    b[usd] = b[usd] + hold(ctx, record, 'u|' .. scope, -math.max(0, nano))
+    b[tok] = b[tok] + hold(ctx, record, 't|' .. scope, -tokens)
+    b.usd_spent = math.max(0, b.usd_spent + math.max(0, real_nano))
+    b.tok_spent = math.max(0, b.tok_spent + real_tokens)
+    b.usd_held, b.tok_held = math.max(0, b.usd_held), math.max(0, b.tok_held)
+    if verdict == 'ok' then b.calls = b.calls + 1 end
+    b.changed = true
   end
 end

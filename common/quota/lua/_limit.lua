@@ -155,8 +155,9 @@ local function was_refused(ctx, p, serial, asked)
   end
 end
 
-local function leave(ctx, p, lapsed, serial, verdict, estimated, tokens, taken, asked)
-  if not lapsed then p.inflight = math.max(0, p.inflight - 1) end
+-- A call has ended. `slots`: 1 where it had its slot until now, else 0.
+local function leave(ctx, p, slots, serial, verdict, estimated, tokens, taken, asked)
+  p.inflight = math.max(0, p.inflight - slots)
   if p.tpm > 0 then p.t_level = p.t_level + taken - tokens end
   if verdict == 'ok' then
     if estimated > 0 then p.ratio = 0.9 * p.ratio + 0.1 * math.min(1, tokens / estimated) end

@@ -11,7 +11,7 @@ local function try(ctx, id, p, who, account, tokens, nano, ticket)
   local wait = crowded(ctx, p, tokens)
   if wait then return nil, wait end
   reserve(ctx, who, account, tokens, nano)
-  hold(ctx, who, 's|' .. id, 1)
+  hold(ctx, 'h:' .. who, 's|' .. id, 1)
   local serial, taken = enter(p, tokens)
   return { 'go', serial, taken, ticket }
 end

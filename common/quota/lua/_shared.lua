@@ -7,6 +7,7 @@
 --   P.."live"             zset process -> when what it holds lapses, ms
 --   P.."h:<process>"      hash: epoch (of this registration), and what it holds:
 --                         s|<provider> calls in flight, u|<scope> nano-USD, t|<scope> tokens
+--   P.."l:<process>|<epoch>"  hash, for an hour: what of that was counted as spent when it lapsed
 --   P.."r:<process>"      string "<number> <reply>" of its last exchange, to answer a repeat
 --   P.."in:<process>"     list of rulings on its waiting calls that others' exchanges made
 --   P.."p:<provider>"     hash: the state of its limits, see _limit.lua
@@ -43,19 +44,26 @@ local function open(P, who)
   }
 end
 
--- Change what `who` holds of `what`, written back by `save`.
-local function hold(ctx, who, what, by)
-  local held = ctx.holds[who] or {}
-  ctx.holds[who] = held
-  held[what] = (held[what] or 0) + by
-end
-
 -- A hash as a table of numbers over `start`; words stay words.
 local function numbers(key, start)
   local flat, found = redis.call('HGETALL', key), {}
   for name, value in pairs(start) do found[name] = value end
   for i = 1, #flat, 2 do found[flat[i]] = tonumber(flat[i + 1]) or flat[i + 1] end
   return found
+end
+
+-- Change how much of `what` the hash `record` holds, written back by `save`; returns the change. No
+-- more is taken than is there: of what a fail-over forgot, others must not lose what is theirs.
+local function hold(ctx, record, what, by)
+  local held = ctx.holds[record]
+  if not held then
+    held = { has = numbers(ctx.P .. record, {}), changed = {} }
+    ctx.holds[record] = held
+  end
+  local before = held.has[what] or 0
+  local after = math.max(0, before + by)
+  if after ~= before then held.has[what], held.changed[what] = after, after end
+  return after - before
 end
 
 local function store(key, fields)
@@ -79,10 +87,8 @@ local function save(ctx)
       store(ctx.P .. 'b:' .. scope, b)
     end
   end
-  for who, held in pairs(ctx.holds) do
-    for what, by in pairs(held) do
-      if by ~= 0 then redis.call('HINCRBY', ctx.P .. 'h:' .. who, what, whole(by)) end
-    end
+  for record, held in pairs(ctx.holds) do
+    if next(held.changed) then store(ctx.P .. record, held.changed) end
   end
 end
 

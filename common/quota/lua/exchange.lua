@@ -19,12 +19,16 @@
 --       or {"born": …}, with nothing done, where that is not what the process knows: what it remembers
 --       of budgets must be put back before anything is let through
 
+-- ms. A process that is silent for longer settles its calls on top of what was counted for them.
+local REMEMBERED = 3600000
+
 -- What was let through while nobody listened any more was never sent.
 local function unread(ctx, who)
   local amounts = {}
   local function add(what, by) amounts[what] = (amounts[what] or 0) + by end
   for _, row in ipairs(redis.call('LRANGE', ctx.P .. 'in:' .. who, 0, -1)) do
-    local need = cjson.decode(row)[6]
+    local ruling = cjson.decode(row)
+    local need = ruling[2] == 'go' and ruling[6]
     for _, scope in ipairs(need and scopes(need[1]) or {}) do
       add('t|' .. scope, need[2])
       add('u|' .. scope, math.max(0, need[3]))
@@ -33,22 +37,35 @@ local function unread(ctx, who)
   return amounts
 end
 
+local function lapsed_record(who, epoch) return 'l:' .. who .. '|' .. epoch end
+
 -- What a process held that was killed, or cut off: its calls are assumed to have been paid for.
+-- Saved at once, and forgotten only then: an exchange that fails must not lose it.
 local function lapse(ctx, who)
-  local held, unsent = redis.call('HGETALL', ctx.P .. 'h:' .. who), unread(ctx, who)
-  for i = 1, #held, 2 do
-    local kind, of, amount = held[i]:sub(1, 2), held[i]:sub(3), tonumber(held[i + 1])
+  local mine, counted = 'h:' .. who, {}
+  local unsent = unread(ctx, who)
+  for what, amount in pairs(numbers(ctx.P .. mine, {})) do
+    local kind, of = what:sub(1, 2), what:sub(3)
     if kind == 's|' then
       local p = provider(ctx, of)
-      p.inflight = math.max(0, p.inflight - amount)
+      p.inflight = math.max(0, p.inflight - math.max(0, amount))
     elseif kind == 'u|' or kind == 't|' then
       local b, unit = budget(ctx, of), kind == 'u|' and 'usd' or 'tok'
-      b[unit .. '_held'] = math.max(0, b[unit .. '_held'] - amount)
-      b[unit .. '_spent'] = b[unit .. '_spent'] + math.max(0, amount - (unsent[held[i]] or 0))
+      local sent = math.max(0, amount - (unsent[what] or 0))
+      b[unit .. '_held'] = math.max(0, b[unit .. '_held'] - math.max(0, amount))
+      b[unit .. '_spent'] = b[unit .. '_spent'] + sent
       b.changed = true
+      if sent > 0 then counted[what] = sent end
     end
   end
-  redis.call('DEL', ctx.P .. 'h:' .. who, ctx.P .. 'in:' .. who)
+  save(ctx)
+  local epoch = redis.call('HGET', ctx.P .. mine, 'epoch')
+  if epoch and next(counted) then
+    local record = ctx.P .. lapsed_record(who, epoch)
+    store(record, counted)
+    redis.call('PEXPIRE', record, REMEMBERED)
+  end
+  redis.call('DEL', ctx.P .. mine, ctx.P .. 'in:' .. who)
   redis.call('ZREM', ctx.P .. 'live', who)
 end
 
@@ -69,10 +86,10 @@ end
 local function end_call(ctx, epoch, row)
   local id, account, of, serial, verdict, estimated, nano, tokens, real, taken, asked = unpack(row)
   local lapsed = of ~= epoch
-  if lapsed and tonumber(of) < ctx.born then lapsed = 'forgotten' end
-  settle(ctx, ctx.who, account, estimated, nano, tokens, real, lapsed)
-  if not lapsed then hold(ctx, ctx.who, 's|' .. id, -1) end
-  leave(ctx, provider(ctx, id), lapsed, serial, verdict, estimated, tokens, taken, asked)
+  local record = lapsed and lapsed_record(ctx.who, of) or 'h:' .. ctx.who
+  settle(ctx, record, lapsed, verdict, account, estimated, nano, tokens, real)
+  local slots = -hold(ctx, record, 's|' .. id, -1)
+  leave(ctx, provider(ctx, id), slots, serial, verdict, estimated, tokens, taken, asked)
 end
 
 local function exchange(keys, argv)
@@ -83,7 +100,6 @@ local function exchange(keys, argv)
   local known = argv[5] or ''
   if known ~= '' and known ~= born then return cjson.encode({ born = born }) end
   local batch, ctx = cjson.decode(argv[4]), open(P, who)
-  ctx.born = tonumber(born)
   local epoch = sign_in(ctx, ttl)
   for id, with in pairs(batch.providers) do provider(ctx, id, with[1], with[2], with[3]) end
   for _, row in ipairs(batch.free) do end_call(ctx, epoch, row) end

@@ -207,6 +207,24 @@ async def test_a_budget_in_dollars_refuses_a_model_without_a_price_and_says_what
     assert standin.journal == []
 
 
+async def test_a_model_without_a_price_is_refused_before_a_sandbox_in_the_same_words(
+    standin: Standin, server: Server, through: Through
+) -> None:
+    standin.script.add("t", DONE)
+    await set_budget(server, ME, scene="code", usd=5)
+    unpriced, priced = through(capabilities=Capabilities(tool_mode="native")), through()
+    for model in (unpriced, priced):
+        watch = model._toll._watch  # type: ignore[union-attr]
+        assert watch is not None
+        await watch.look()
+    with pytest.raises(BudgetExceeded) as refused:
+        await ask(unpriced)
+    assert str(unpriced.objection("code", Sampling())) == str(refused.value)
+    assert "fleet budget clear --scene code" in str(refused.value)
+    assert unpriced.objection("web", Sampling()) is None
+    assert priced.objection("code", Sampling()) is None
+
+
 async def test_one_calls_retry_after_holds_the_others_back(
     standin: Standin, server: Server, through: Through
 ) -> None:

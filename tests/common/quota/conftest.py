@@ -64,3 +64,17 @@ async def die(gate: Gate) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def copied(server: Server) -> dict[bytes, bytes]:
+    """What a replica has got so far."""
+    return {key: await server.client.dump(key) for key in await server.client.keys("*")}
+
+
+async def fail_over(server: Server, copy: dict[bytes, bytes]) -> None:
+    """Go on with a replica that had not got the last writes."""
+    async with server.client.pipeline(transaction=True) as change:
+        change.flushdb()
+        for key, value in copy.items():
+            change.restore(key, 0, value)
+        await change.execute()

@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 import pytest
 
-from common.metrics import Metrics
 from common.queue.connection import Server
 from common.queue.control import AUDIT
 from common.quota import library
@@ -201,43 +200,6 @@ async def test_clearing_may_count_from_nothing_again(server: Server, open_gate: 
     assert (found.usd.spent, found.tokens.spent, found.usd.limit) == (0, 0, None)
 
 
-async def test_a_watch_knows_what_is_exhausted_and_shows_it(
-    server: Server, open_gate: OpenGate
-) -> None:
-    metrics = Metrics()
-    watch = BudgetWatch(server, metrics=metrics)
-    assert watch.objection("code", free=False) is None  # nothing seen yet: the call will ask
-    gate, one = open_gate(), ask(nano_usd=4 * CENT)
-    await set_budget(server, ME, scene="code", usd=0.10)
-    await used(gate, one, nano=4 * CENT)
-    await watch.look()
-    assert watch.objection("code", free=False) is None
-    await used(gate, one, nano=4 * CENT)
-    await watch.look()
-    objection = watch.objection("code", free=False)
-    assert objection is not None
-    assert "scene code" in str(objection)
-    assert watch.objection("code", free=True) is None
-    assert watch.objection("web", free=False) is None
-    sample = metrics.registry.get_sample_value
-    assert sample("fleet_budget_spent_usd", {"scope": "scene:code"}) == pytest.approx(0.08)
-    assert sample("fleet_budget_limit_usd", {"scope": "scene:code"}) == pytest.approx(0.10)
-    assert sample("fleet_budget_spent_tokens", {"scope": "run"}) == 200
-
-
-async def test_one_call_that_asks_for_too_much_closes_the_budget_for_nobody(
-    server: Server, open_gate: OpenGate
-) -> None:
-    await set_budget(server, ME, usd=1.0)
-    gate, watch = open_gate(), BudgetWatch(server)
-    await used(gate, ask(nano_usd=CENT), nano=CENT)
-    with pytest.raises(BudgetExceeded):
-        await gate.admit(ask(nano_usd=500 * CENT), within=5)
-    await watch.look()
-    assert watch.objection("code", free=False) is None
-    await used(gate, ask(nano_usd=CENT), nano=CENT)
-
-
 async def _is_waiting(server: Server) -> bool:
     return bool(await server.client.hlen("fleet:{quota}:w:p1"))
 
@@ -336,6 +298,14 @@ async def test_a_call_let_through_to_a_dead_process_is_not_spent(
     waiting.cancel()
 
 
+async def test_calls_are_those_that_were_answered(server: Server, open_gate: OpenGate) -> None:
+    gate = open_gate()
+    for verdict in ("ok", "limited", "failed", "ok"):
+        await used(gate, ask(), verdict=verdict, tokens=0)
+    assert (await budget(server)).calls == 2
+    assert (await budget(server, "scene:code")).calls == 2
+
+
 async def test_absurd_numbers_lose_no_settlement(server: Server, open_gate: OpenGate) -> None:
     gate = open_gate()
     permits = [await gate.admit(ask(), within=5) for _ in range(3)]
@@ -344,7 +314,7 @@ async def test_absurd_numbers_lose_no_settlement(server: Server, open_gate: Open
     gate.settle(permits[2], "limited", tokens=0, nano_usd=0, retry_after=float("nan"))
     await gate.flush()
     found = await budget(server)
-    assert (found.tokens.held, found.calls) == (0, 3)
+    assert (found.tokens.held, found.calls) == (0, 1)
     assert (await state(server))["inflight"] == 0
 
 

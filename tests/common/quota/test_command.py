@@ -38,6 +38,26 @@ def shown(run: Any) -> dict[str, Any]:
     return dict(json.loads(output))
 
 
+def test_a_server_whose_memory_is_full_says_what_is_spent_and_takes_a_lower_limit(
+    run: Any, valkey: EmbeddedServer
+) -> None:
+    client = redis.Redis.from_url(valkey.url)
+    client.function_flush()  # as on a server on which nobody has asked for a budget yet
+    try:
+        client.config_set("maxmemory", 1)
+        assert run("show")[0] == 0
+        client.config_set("maxmemory", 0)
+        assert run("set", "--usd", "12.5")[0] == 0
+        client.config_set("maxmemory", 1)
+        assert run("set", "--usd", "2", "--why", "enough")[0] == 0
+        assert shown(run)["run"]["usd"]["limit"] == 2_000_000_000
+        rows: Any = client.xrange("fleet:audit")
+        assert [row[b"action"] for _, row in rows] == [b"budget.set"] * 2
+    finally:
+        client.config_set("maxmemory", 0)
+        client.close()
+
+
 def test_a_budget_is_set_shown_and_cleared(run: Any) -> None:
     assert run("set", "--usd", "12.5")[1].strip() == (
         "run: at most 12.50 USD, 0.00 USD of it spent"
