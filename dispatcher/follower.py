@@ -105,7 +105,7 @@ class Follower:
         for reader in self._readers:
             if await reader.blank():  # a new server, or one that was flushed while we were away
                 with suppress(OSError):
-                    reader.restart(self._path.stat().st_size)
+                    reader.recover(self._path.stat().st_size)
 
     def progress(self) -> Progress | None:
         """How far the slowest scene is; None as long as the file has not been there."""
@@ -253,8 +253,8 @@ class Follower:
         """Publish one scene's part of a chunk; returns its duplicates."""
         start, metrics = reader.position, self._scenes.metrics
         work = [(line, item) for line, item in work if line.offset >= start.offset]
-        if start.reread:
-            work = await asyncio.to_thread(self._unfinished, work)
+        if start.reread or start.recover:
+            work = await self._unfinished(reader, work)
         reply = await self._send(reader, [item.new for _, item in work], end)
         self._scenes.set_blocked(reader.name, reply.outcome == "full")
         if reply.outcome == "moved" and not self._shared:
@@ -276,11 +276,23 @@ class Follower:
             self._forgotten(reader)
         return reply
 
-    def _unfinished(self, work: list[tuple[Line, Work]]) -> list[tuple[Line, Work]]:
-        """Leave out what the store holds the end of already."""
-        kept = [(line, item) for line, item in work if item.task not in self._finished]
-        self._before += len(work) - len(kept)
-        return kept
+    async def _unfinished(
+        self, reader: Reader, work: list[tuple[Line, Work]]
+    ) -> list[tuple[Line, Work]]:
+        """Leave out what the queue has forgotten and the store holds the end of."""
+        known = await reader.known([item.task.task_id for _, item in work])
+
+        def kept() -> list[tuple[Line, Work]]:
+            # A task in the ledger is not run again, and asking for it is far cheaper.
+            return [
+                (line, item)
+                for line, item in work
+                if item.task.task_id in known or item.task not in self._finished
+            ]
+
+        left = await asyncio.to_thread(kept)
+        self._before += len(work) - len(left)
+        return left
 
     def _forgotten(self, reader: Reader) -> None:
         """The queue does not know where we were: read the file again."""
@@ -288,7 +300,7 @@ class Follower:
             "queue.forgotten", scene=reader.name, file=self.key,
             hint="the file is read again; tasks whose results are in the store are not run again",
         )  # fmt: skip
-        reader.restart(self._size)
+        reader.recover(self._size)
 
     # -- the file as a whole -----------------------------------------------------------------
 

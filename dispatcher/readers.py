@@ -89,25 +89,46 @@ class Reader:
         if reply.outcome == "published":
             self._take(new)
         elif reply.outcome == "moved":
-            self.forgotten = bool(self._stored) and not reply.position
-            self._take(reply.position)
+            if self._stored and not reply.position:
+                self._forget()
+            else:
+                self._take(reply.position)
         return reply
 
     async def look(self) -> None:
         """Set `forgotten` if the queue knows no position any more, when nothing is published."""
         if self._stored and not await self._queue.position(self._file):
-            self.forgotten = True
-            self._take("")
+            self._forget()
+
+    async def known(self, task_ids: Sequence[str]) -> set[str]:
+        """Return those of which the queue has a ledger: it will not run them again."""
+        server, ledger = self._queue.server, self._queue.keys.ledger
+
+        async def ask() -> list[bool]:
+            async with server.client.pipeline(transaction=False) as pipe:
+                for task_id in task_ids:
+                    pipe.hexists(ledger(task_id), "st")
+                return list(await pipe.execute())
+
+        found = await server.persist(ask) if task_ids else []
+        return {task_id for task_id, there in zip(task_ids, found, strict=True) if there}
 
     def restart(self, size: int) -> None:
-        """Begin the file, now ``size`` bytes long, again: it is not the one we read, or the queue
-        is not the one we wrote to."""
-        self.forgotten = False
+        """Begin the file, now ``size`` bytes long, again: it is not the one we read."""
         self.position = self.position.restarted(size)
+
+    def recover(self, size: int) -> None:
+        """Begin the file, now ``size`` bytes long, again: the queue is not the one we wrote to."""
+        self.forgotten = False
+        self.position = self.position.recovering(size)
 
     def finish_reread(self) -> None:
         """All that is in the file now has been read; what comes next is new."""
-        self.position = replace(self.position, reread=0)
+        self.position = replace(self.position, reread=0, recover=0)
+
+    def _forget(self) -> None:
+        """Take note that our position is gone; we still know how far we had read."""
+        self.forgotten, self._stored = True, ""
 
     def _take(self, text: str) -> None:
         self._stored, self.position = text, Position.parse(text)

@@ -23,7 +23,7 @@ _SCAN_BYTES = 1 << 20
 _KEEP_BYTES = 2048
 """What is kept of a line too long to read: enough for a person to recognise it."""
 _BOM = b"\xef\xbb\xbf"
-_POSITION = re.compile(r"(\d{1,18}):(\d{1,18}):([0-9a-f]{16})(?::(\d{1,18}))?")
+_POSITION = re.compile(r"(\d{1,18}):(\d{1,18}):([0-9a-f]{16})(?::(\d{1,18})(?::(\d{1,18}))?)?")
 
 
 class Rewritten(Exception):
@@ -42,7 +42,8 @@ def anchor(before: bytes) -> str:
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two lines; as text `offset:line:anchor`, then `:reread` while re-reading."""
+    """A place between two lines; as text `offset:line:anchor`, then `:reread` while re-reading,
+    then `:recover` while the queue is told again what it has forgotten."""
 
     offset: int = 0
     """Bytes before it."""
@@ -52,9 +53,14 @@ class Position:
     reread: int = 0
     """What lies before this offset may have been read before the file was rewritten: a task that
     is known already is no news there. 0 when the file never was rewritten."""
+    recover: int = 0
+    """What lies before this offset may have ended in the memory of a queue that is gone: the store
+    is asked about it. A task that comes twice there is news like anywhere else."""
 
     def __str__(self) -> str:
         text = f"{self.offset}:{self.line}:{self.anchor}"
+        if self.recover:
+            return f"{text}:{self.reread}:{self.recover}"
         return f"{text}:{self.reread}" if self.reread else text
 
     @classmethod
@@ -63,18 +69,31 @@ class Position:
         found = _POSITION.fullmatch(text)
         if found is None:
             return cls()
-        offset, line, mark, reread = found.groups()
-        return cls(int(offset), int(line), mark, int(reread or 0))
+        offset, line, mark, reread, recover = found.groups()
+        return cls(int(offset), int(line), mark, int(reread or 0), int(recover or 0))
 
     def restarted(self, size: int) -> Position:
         """The start of the file, now ``size`` bytes long, remembering that much of it is known."""
         # Both: a line inserted by an editor moves known ones beyond where we were, and an editor
         # in the middle of saving shows a file that is still short.
-        return Position(reread=max(self.offset, self.reread, size))
+        return Position(reread=max(self.offset, self.reread, size), recover=self.recover)
+
+    def recovering(self, size: int) -> Position:
+        """The start of the file, now ``size`` bytes long, for a queue that knows nothing of it.
+
+        What we have read ourselves is no news all the same: that queue may have lost no more than
+        our position.
+        """
+        read = max(self.offset, self.reread)
+        return Position(reread=read, recover=max(read, self.recover, size))
 
     def after(self, end: Position) -> Position:
-        """``end``, still re-reading if that is before the end of what may be known."""
-        return replace(end, reread=self.reread if end.offset < self.reread else 0)
+        """``end``, still re-reading and recovering what that leaves of it."""
+        return replace(
+            end,
+            reread=self.reread if end.offset < self.reread else 0,
+            recover=self.recover if end.offset < self.recover else 0,
+        )
 
 
 class Line(NamedTuple):

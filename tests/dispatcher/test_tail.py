@@ -116,6 +116,16 @@ def test_the_start_of_a_reread_remembers_how_far_the_file_had_been_read() -> Non
     assert str(on.after(Position(500, 5, "e" * 16))) == "500:5:" + "e" * 16
 
 
+def test_a_recovery_looks_at_the_whole_file_and_silences_what_was_read() -> None:
+    place = Position(300, 3, "0123456789abcdef").recovering(500)
+    assert (place.offset, place.line, place.reread, place.recover) == (0, 0, 300, 500)
+    on = place.after(Position(300, 3, "f" * 16))
+    assert str(on) == "300:3:" + "f" * 16 + ":0:500"
+    assert Position.parse(str(on)) == on == Position(300, 3, "f" * 16, recover=500)
+    assert on.restarted(400) == Position(reread=400, recover=500)
+    assert str(on.after(Position(500, 5, "e" * 16))) == "500:5:" + "e" * 16
+
+
 @pytest.mark.parametrize("text", ["", "12", "1:2:3", "x:1:0123456789abcdef", "-1:0:" + "a" * 16])
 def test_a_position_nobody_can_read_is_the_start(text: str) -> None:
     assert Position.parse(text) == Position()
