@@ -113,28 +113,41 @@ class Store:
     def sweep(self, task_id: str, committed: str, *, scene: str) -> list[str]:
         """Remove what other leases on the same entry as ``committed`` left; returns their ids.
 
-        An entry ends with the one commit it allows: every other attempt at it lost its lease, and
-        its writer was killed before it could remove the file. So do files half written, once they
-        are a day old. Evidence of retries stays: a retry is an entry of its own.
+        ``committed`` ended its entry, with whatever outcome, and an entry ends with the one commit
+        it allows: the others never committed anything, nor can they still. Their half-written
+        files go with them, and those of anybody once they are a day old. What other entries led
+        to stays: evidence of retries. Nothing depends on a sweep: what fails is logged.
         """
         found = _ATTEMPT.fullmatch(committed)
         if found is None:
             return []
-        lost = [
-            other
-            for other in self.attempts_of(task_id)
-            if other != committed
-            and (match := _ATTEMPT.fullmatch(other)) is not None
-            and match.groups()[:4] == found.groups()[:4]
-            and not self.review_path(task_id, other).exists()
-            and self._is_of(scene, task_id, other)
-        ]
-        for attempt_id in lost:
-            self.discard_attempt(task_id, attempt_id)
-        for half in self._within("trajectories", task_id).glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                if time.time() - half.stat().st_mtime > _HALF_WRITTEN:
-                    half.unlink()
+        entry, ours = committed[: found.start(5)], f".{committed}."
+        try:
+            folder = self._within("trajectories", task_id)
+            # By name, before anything is looked at: a task of many samples has many files.
+            with os.scandir(folder) as files:
+                names = [f.name for f in files if f.name.startswith((entry, "."))]
+            others = sorted(n.removesuffix(".json") for n in names if n.endswith(".json"))
+            lost = [
+                other
+                for other in others
+                if other != committed
+                and _ATTEMPT.fullmatch(other)
+                and not self.review_path(task_id, other).exists()
+                and self._is_of(scene, task_id, other)
+            ]
+            for attempt_id in lost:
+                self.discard_attempt(task_id, attempt_id)
+            for half in (folder / n for n in names if n[0] == "." and n.endswith(".tmp")):
+                theirs = half.name.startswith(f".{entry}") and not half.name.startswith(ours)
+                with contextlib.suppress(FileNotFoundError):
+                    if theirs or time.time() - half.stat().st_mtime > _HALF_WRITTEN:
+                        half.unlink()
+        except FileNotFoundError:
+            return []  # no attempt at this task was ever written
+        except (OSError, StoreError) as error:
+            log.warning("store.unswept", task_id=task_id, error=str(error)[:500])
+            return []
         return lost
 
     def _is_of(self, scene: str, task_id: str, attempt_id: str) -> bool:

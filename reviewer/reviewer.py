@@ -142,14 +142,15 @@ class Reviewer:
         outcome = review(trajectory, reviewer=self._consumer, now=time.time())
         # The file first: once settled, nobody would write it again.
         await asyncio.to_thread(self._store.write_review, outcome.review)
-        await committer.commit(lease, _decision(outcome))
-        self._count(lease.scene, outcome)
+        # The event is proof enough of who won the entry; once settled, nobody would sweep either.
         swept = await asyncio.to_thread(
             self._store.sweep, lease.task_id, event["attempt_id"], scene=lease.scene
         )
         if swept:
             self._metrics.swept.labels(lease.scene).inc(len(swept))
             log.info("store.swept", task_id=lease.task_id, attempts=swept)
+        await committer.commit(lease, _decision(outcome))
+        self._count(lease.scene, outcome)
 
     def _count(self, scene: str, outcome: Reviewed) -> None:
         said = outcome.review

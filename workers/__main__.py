@@ -15,7 +15,7 @@ import sys
 import aiohttp
 
 from common.llm.client import connect
-from common.llm.types import ModelUnavailable
+from common.llm.types import ChatModel, ModelUnavailable
 from common.logs import logger
 from common.process import until
 from common.quota.budgets import BudgetWatch
@@ -29,6 +29,9 @@ from workers.worker import Worker
 
 log = logger("workers")
 
+_CHECK = 35.0
+"""Seconds for the first question, waits in the fleet's line included: its own deadline is 30."""
+
 
 async def wait_until_healthy(url: str) -> None:
     """Return once the embedded model at ``url`` answers; whoever started it watches over it."""
@@ -40,6 +43,24 @@ async def wait_until_healthy(url: str) -> None:
                     if answer.status == 200:
                         return
             await asyncio.sleep(0.1)
+
+
+async def greet(model: ChatModel) -> None:
+    """Ask the model one small question, and say how that went; work begins in any case.
+
+    Raises `ConfigurationError` where only a person can help.
+    """
+    try:
+        async with asyncio.timeout(_CHECK):
+            log.info("model.ready", answer=await model.check())
+    except ModelUnavailable as error:
+        # It may come back; until it does, attempts are retried.
+        log.warning("model.unavailable", error=str(error))
+    except TimeoutError:
+        log.warning("model.unavailable", error=f"it has not been our turn within {_CHECK:g} s")
+    except BudgetExceeded as error:
+        # Tasks that need it end as dead letters at once, until somebody raises the budget.
+        log.warning("model.unpaid", error=str(error))
 
 
 async def work(service: Service, scenes: list[str], *, needs_model: bool) -> None:
@@ -65,11 +86,7 @@ async def work(service: Service, scenes: list[str], *, needs_model: bool) -> Non
                 # `fleet up` starts it beside us; asking it a question would cost seconds.
                 await until(service.draining, wait_until_healthy(str(settings.embedded_url)))
                 break
-            try:
-                log.info("model.ready", answer=await model.check())
-            except (ModelUnavailable, BudgetExceeded) as error:
-                # It may come back, and tasks wait in the queue until it does.
-                log.warning("model.unavailable", error=str(error))
+            await until(service.draining, greet(model))
         worker = Worker(
             settings, service.server, store, built, policies, metrics, service.health,
             consumer=service.consumer,

@@ -16,7 +16,7 @@ from common.logs import logger
 from common.metrics import Metrics
 from common.model import explain
 from common.process import until
-from common.queue.committer import Cancelled, Committer, Dead, Outcome, Retry
+from common.queue.committer import Cancelled, Committer, Dead, Done, Outcome, Retry
 from common.queue.connection import BLOCK_MS, Server, ServerGone
 from common.queue.heartbeat import Heartbeat
 from common.queue.scene_queue import Lease, SceneQueue, wait_any
@@ -28,7 +28,7 @@ from common.trajectory import Provenance
 from workers.environment import Scene
 from workers.episode import Episode, EpisodeLimits
 from workers.journal import Journal
-from workers.outcome import count_steps, outcome_of, retry_of
+from workers.outcome import finished, names_of, outcome_of, refused, retry_of, sweep
 from workers.policies.base import PolicyFactory
 from workers.policies.journaled import Journaled
 from workers.policies.model import ModelPolicy
@@ -249,15 +249,12 @@ class Worker:
             assignment = Assignment.model_validate_json(lease.payload)
         except ValidationError as error:
             why = "; ".join(f"{name}: {reason}" for name, reason in explain(error))
-            await line.committer.commit(lease, Dead("invalid_task", why))
-            return "dead", "invalid_task"
-        bound = {"task_id": lease.task_id, "attempt_id": lease.attempt_id, "scene": lease.scene}
-        log.info("attempt.started", **bound, deliveries=lease.deliveries)
+            return await self._refuse(line, running, Dead("invalid_task", why))
+        log.info("attempt.started", **names_of(lease), deliveries=lease.deliveries)
         try:
             policy = self._policies(assignment, attempt_id=lease.attempt_id)
         except FleetError as error:
-            await line.committer.commit(lease, Dead(error.kind.value, str(error)))
-            return "dead", error.kind.value
+            return await self._refuse(line, running, Dead(error.kind.value, str(error)))
         if assignment.task.resumable and isinstance(policy, ModelPolicy):
             policy = Journaled(policy, Journal(line.queue, lease.task_id, lease.unit))
         episode = Episode(
@@ -274,30 +271,34 @@ class Worker:
         outcome, name = outcome_of(trajectory, digest, base=self._settings.retry_delay)
         running.committing = True
         try:
-            await line.committer.commit(lease, outcome)
+            await self._commit(line, lease, outcome)
         except LeaseLost:
             await asyncio.to_thread(
                 self._store.discard_attempt, trajectory.task_id, trajectory.attempt_id
             )
             raise
-        count_steps(self._metrics, trajectory, name)
-        self._metrics.replayed.labels(lease.scene).inc(trajectory.replayed_usage.calls)
-        failure = trajectory.failure
-        log.info(
-            "attempt.finished", **bound, trace_id=trajectory.trace_id, outcome=name,
-            stop_reason=trajectory.stop_reason.value, steps=len(trajectory.steps),
-            replayed=trajectory.replayed_steps or None,
-            seconds=trajectory.total_duration, error_type=failure.kind.value if failure else None,
-            error=failure.message[:300] if failure and name in ("retried", "dead") else None,
-        )  # fmt: skip
-        return name, failure.kind.value if failure else ""
+        finished(self._metrics, lease, trajectory, name)
+        return name, trajectory.failure.kind.value if trajectory.failure else ""
+
+    async def _refuse(self, line: Line, running: Running, dead: Dead) -> tuple[str, str]:
+        """Nothing was begun, and nothing can be: a dead letter at once."""
+        running.committing = True
+        await self._commit(line, running.lease, dead)
+        refused(self._metrics, running.lease, dead)
+        return "dead", dead.reason
+
+    async def _commit(self, line: Line, lease: Lease, outcome: Outcome) -> None:
+        """End the lease, and sweep what lost ones on its entry left. Raises `LeaseLost`."""
+        await line.committer.commit(lease, outcome)
+        if not isinstance(outcome, Done):  # those are swept with their reviews
+            await sweep(self._store, self._metrics, lease)
 
     def _retry(self, failure: Failure) -> Retry:
         return retry_of(failure, base=self._settings.retry_delay)
 
     async def _commit_quietly(self, line: Line, lease: Lease, outcome: Outcome) -> None:
         try:
-            await line.committer.commit(lease, outcome)
+            await self._commit(line, lease, outcome)
         except LeaseLost:
             log.warning("lease.lost", task_id=lease.task_id, attempt_id=lease.attempt_id)
         except ServerGone:

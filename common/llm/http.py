@@ -16,6 +16,7 @@ NEVER_CONNECTED = (
     aiohttp.ClientConnectorError,
     aiohttp.ConnectionTimeoutError,
     ConnectionRefusedError,
+    aiohttp.InvalidURL,
 )
 """Errors of a request that cannot have reached the server."""
 _CONNECT = 10.0
@@ -26,12 +27,14 @@ _CONNECT = 10.0
 def proxy_for(url: str) -> str | None:
     """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY say for ``url``.
 
-    Asked once: aiohttp's `trust_env` reads the environment and netrc in threads for each request.
+    One without a scheme (`proxy.corp:3128`) speaks HTTP, as it does for curl. Asked once:
+    aiohttp's `trust_env` reads the environment and netrc in threads for each request.
     """
     parts = urlsplit(url)
     if parts.hostname is None or proxy_bypass(parts.hostname):
         return None
-    return getproxies().get(parts.scheme)
+    proxy = getproxies().get(parts.scheme)
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from common.failures import LeaseLost
 from common.metrics import Metrics
 from common.queue.committer import Committer, Done
 from common.queue.connection import Server
@@ -72,13 +73,10 @@ async def reviewing(server: Server, output: Path) -> AsyncIterator[None]:
         await asyncio.wait_for(running, 20)
 
 
-async def test_what_a_killed_owner_left_is_swept_with_the_review_of_the_winner(
-    server: Server, tmp_path: Path
-) -> None:
-    store, first, second = (
-        Store(tmp_path), SceneQueue(server, "code", consumer="killed"),
-        SceneQueue(server, "code", consumer="winner"),
-    )  # fmt: skip
+async def two_files_of_one_entry(server: Server, store: Store) -> str:
+    """Leave the files of a killed owner and of who took over and won; returns the winner's id."""
+    first = SceneQueue(server, "code", consumer="killed")
+    second = SceneQueue(server, "code", consumer="winner")
     await first.publish([units(task())])
     [lost] = await first.take(1)
     [won] = (await second.reclaim(1, lease=0.0, max_deliveries=3)).leases
@@ -86,8 +84,36 @@ async def test_what_a_killed_owner_left_is_swept_with_the_review_of_the_winner(
     digest = store.write_attempt(_attempt_of("t", won.attempt_id))
     event = {"attempt_id": won.attempt_id, "sha256": digest}
     await Committer(second).commit(won, Done(orjson.dumps(event)))
+    assert store.attempts_of("t") == [lost.attempt_id, won.attempt_id]
+    return won.attempt_id
+
+
+async def test_what_a_killed_owner_left_is_swept_with_the_review_of_the_winner(
+    server: Server, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    won = await two_files_of_one_entry(server, store)
     async with reviewing(server, tmp_path):
-        await eventually(lambda: store.attempts_of("t") == [won.attempt_id], "the loser is gone")
+        await eventually(lambda: store.attempts_of("t") == [won], "the loser is gone")
+
+
+async def test_a_reviewer_killed_at_any_moment_leaves_no_sweep_undone(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the review is settled nobody comes back to it."""
+    store, settling = Store(tmp_path), asyncio.Event()
+    won = await two_files_of_one_entry(server, store)
+    kept: list[list[str]] = []
+
+    async def commit(*_: object) -> None:
+        kept.append(store.attempts_of("t"))
+        settling.set()
+        raise LeaseLost("as if it had been killed here")
+
+    monkeypatch.setattr(Committer, "commit", commit)
+    async with reviewing(server, tmp_path):
+        await asyncio.wait_for(settling.wait(), 20)
+    assert kept[0] == [won]
 
 
 async def test_reviewers_of_the_past_are_forgotten(server: Server, tmp_path: Path) -> None:

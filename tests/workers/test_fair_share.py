@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from common.metrics import Metrics
+from common.queue.committer import Committer, Dead
 from common.queue.connection import Server
 from common.queue.scene_queue import SceneQueue
 from common.serve import Health
@@ -83,6 +86,37 @@ async def test_a_small_scene_gets_its_share_beside_a_large_one(
         await eventually(lambda: len(executions(log)) >= 40, "40 tasks have begun")
     began = [e.task_id.split("-")[0] for e in executions(log)]
     assert began[:30].count("web") == 12  # half of the slots as long as it had work
+    assert began[:4].count("web") == 2  # from the first
+
+
+async def test_no_scene_starves_where_there_are_fewer_slots_than_scenes(
+    server: Server, tmp_path: Path
+) -> None:
+    scenes = ["code", "web", "mobile"]
+    for scene in scenes:
+        await publish(server, scene, 12, 0.02)
+    async with working(server, tmp_path, scenes, 2) as log:
+        await eventually(lambda: len(executions(log)) >= 12, "12 tasks have begun")
+    began = [e.task_id.split("-")[0] for e in executions(log)][:12]
+    assert all(began.count(scene) >= 3 for scene in scenes)
+
+
+async def test_consumers_long_gone_are_forgotten(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(server, "code", 2, 0.0)
+    for name in ("x", "y"):
+        queue = SceneQueue(server, "code", consumer=name)
+        await Committer(queue).commit((await queue.take(1))[0], Dead("invalid_task", "no"))
+    real = SceneQueue.gc
+    monkeypatch.setattr(SceneQueue, "gc", lambda queue, idle=0.0: real(queue, idle))
+    async with working(server, tmp_path, ["code"], 1):
+        await eventually(lambda: _consumers(server), "nobody else is listed")
+
+
+async def _consumers(server: Server) -> bool:
+    rows = await server.client.xinfo_consumers(SceneQueue(server, "code").keys.lanes[1], "workers")
+    return {row["name"] for row in rows} <= {b"w"}
 
 
 async def test_long_tasks_of_one_scene_give_way_as_they_end(server: Server, tmp_path: Path) -> None:

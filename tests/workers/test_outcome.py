@@ -11,6 +11,7 @@ def test_a_provider_cannot_park_a_task_for_a_year() -> None:
     retry = retry_of(said, base=2.0)
     assert 3600 <= retry.delay <= 4500
     assert not retry.counted  # waiting for somebody else's limit uses up no retries
+    assert len({retry_of(said, base=2.0).delay for _ in range(50)}) > 1  # not all at once then
 
 
 def test_what_infrastructure_broke_is_a_counted_retry_with_a_spread_delay() -> None:

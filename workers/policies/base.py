@@ -71,4 +71,6 @@ class Policy(Protocol):
 
 
 class PolicyFactory(Protocol):
-    def __call__(self, assignment: Assignment, *, attempt_id: str) -> Policy: ...
+    def __call__(self, assignment: Assignment, *, attempt_id: str) -> Policy:
+        """Raises `FleetError` where nothing can be begun: the task is a dead letter at once."""
+        ...

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from common.llm.client import OpenAIChat, is_loopback
-from common.llm.http import Pool, proxy_for
+from common.llm.http import NEVER_CONNECTED, Pool, proxy_for
 from common.llm.types import (
     Capabilities,
     ModelMisconfigured,
@@ -312,6 +312,28 @@ def test_the_environments_proxy_is_used_where_it_is_meant(monkeypatch: pytest.Mo
     proxy_for.cache_clear()
     assert proxy_for("https://api.example/v1") == "http://proxy:3128"
     assert proxy_for("https://inside.example/v1") is None
+    proxy_for.cache_clear()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_written_without_a_scheme_speaks_http(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv(f"{scheme.upper()}_PROXY", "proxy.example:3128")
+    proxy_for.cache_clear()
+    assert proxy_for(f"{scheme}://api.example/v1") == "http://proxy.example:3128"
+    proxy_for.cache_clear()
+
+
+async def test_a_proxy_that_is_no_address_is_nobody_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://:3128")
+    proxy_for.cache_clear()
+    pool = Pool().share()
+    with pytest.raises(NEVER_CONNECTED):  # and so not paid for
+        await pool.post("https://api.example/v1", b"{}", {})
+    await pool.release()
     proxy_for.cache_clear()
 
 
