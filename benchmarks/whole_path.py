@@ -22,6 +22,8 @@ from workers.sandboxes.registry import provider
 
 N = 200
 CODE = "print(6 * 7)"
+LIMIT = 120.0
+"""Seconds anything that is started here may take before it counts as failed."""
 
 
 def _task(n: int) -> dict[str, object]:
@@ -48,7 +50,7 @@ def _fleet(folder: Path, n: int) -> tuple[float, float]:
     subprocess.run(
         [sys.executable, "-m", "fleet", "up", str(tasks), "-o", str(folder / f"out-{n}"),
          "--agent", "oracle", "--until-done"],
-        check=True, capture_output=True,
+        check=True, capture_output=True, timeout=LIMIT,
     )  # fmt: skip
     return time.perf_counter() - clock, _children() - used
 
@@ -59,12 +61,12 @@ def _bare(n: int) -> tuple[float, float]:
     running: list[subprocess.Popen[bytes]] = []
     for _ in range(n):
         if len(running) == (os.cpu_count() or 1):
-            running.pop(0).wait()
+            running.pop(0).wait(LIMIT)
         running.append(
             subprocess.Popen(["/usr/bin/python3", "-c", CODE], stdout=subprocess.DEVNULL)
         )
     for process in running:
-        process.wait()
+        process.wait(LIMIT)
     return time.perf_counter() - clock, _children() - used
 
 

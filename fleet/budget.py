@@ -14,7 +14,7 @@ from common.queue.connection import Server
 from common.quota.budgets import Amounts, Budget, clear_budget, read_budgets, set_budget
 from common.quota.keys import scope_of
 from common.quota.terms import amount
-from common.task import SCENE_ALIASES, SceneName
+from fleet.arguments import Why, scene_name
 from fleet.context import Output, fail, out, settings_for, who, with_server
 
 budget_app = typer.Typer(
@@ -23,18 +23,22 @@ budget_app = typer.Typer(
 )
 
 Scene = Annotated[
-    str | None, typer.Option("--scene", "-s", help="Of this scene only; else of the whole run.")
-]
+    str | None,
+    typer.Option(
+        "--scene", "-s", parser=scene_name, metavar="SCENE",
+        help="Of this scene only; else of the whole run.",
+    ),
+]  # fmt: skip
 
 
-@budget_app.command("set")
+@budget_app.command("set", epilog="Example: fleet budget set --scene code --usd 5")
 def budget_set(
     scene: Scene = None,
     usd: Annotated[float | None, typer.Option(min=0, max=1e9, help="US dollars, in all.")] = None,
     tokens: Annotated[
         int | None, typer.Option(min=0, max=10**15, help="Prompt and answer, in all.")
     ] = None,
-    why: Annotated[str, typer.Option(help="Kept in the audit.")] = "",
+    why: Why = "",
     output: Output = None,
 ) -> None:
     """Set a limit. It counts everything spent so far, and holds from the next model call on."""
@@ -42,16 +46,15 @@ def budget_set(
         fail("say how much: --usd X, --tokens N, or both", 2)
     if usd is not None and (not math.isfinite(usd) or 0 < usd < 1e-9):
         fail("--usd must be an amount, and at least 1e-9 or 0", 2)
-    name = _known(scene)
 
     async def change(server: Server) -> Budget:
-        await set_budget(server, who(why), scene=name, usd=usd, tokens=tokens)
-        return (await read_budgets(server))[scope_of(name)]
+        await set_budget(server, who(why), scene=scene, usd=usd, tokens=tokens)
+        return (await read_budgets(server))[scope_of(scene)]
 
     _say(with_server(settings_for(output), change))
 
 
-@budget_app.command("show")
+@budget_app.command("show", epilog="Example: fleet budget show --json")
 def budget_show(
     as_json: Annotated[bool, typer.Option("--json", help="For programs; USD as nano-USD.")] = False,
     output: Output = None,
@@ -69,30 +72,20 @@ def budget_show(
     out.print(shown if found else "nothing spent yet, and no limit set")
 
 
-@budget_app.command("clear")
+@budget_app.command("clear", epilog="Example: fleet budget clear --scene code")
 def budget_clear(
     scene: Scene = None,
     spent: Annotated[bool, typer.Option(help="Also count from nothing again.")] = False,
-    why: Annotated[str, typer.Option(help="Kept in the audit.")] = "",
+    why: Why = "",
     output: Output = None,
 ) -> None:
     """Take the limits of the run, or of a scene, away."""
-    name = _known(scene)
 
     async def change(server: Server) -> None:
-        await clear_budget(server, who(why), scene=name, spent=spent)
+        await clear_budget(server, who(why), scene=scene, spent=spent)
 
     with_server(settings_for(output), change)
-    out.print(f"no limit any more: {scope_of(name)}")
-
-
-def _known(scene: str | None) -> str | None:
-    if scene is None:
-        return None
-    name = SCENE_ALIASES.get(scene, scene)
-    if name not in set(SceneName):
-        fail(f"no scene {scene!r}; known: {', '.join(SceneName)}", 2)
-    return name
+    out.print(f"no limit any more: {scope_of(scene)}")
 
 
 def _say(budget: Budget) -> None:

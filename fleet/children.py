@@ -8,16 +8,23 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 
 from common.failures import ConfigurationError
-from common.service import EXIT_CONFIGURATION
+from common.presence import clock
+from common.queue.connection import Server, ServerGone
+from common.queue.control import drain_asked
+from common.service import AFTER_THE_REST, EXIT_CONFIGURATION
 
 _BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0)
+_LOADING = 5.0
+"""Seconds within which a process listens after its start; on an idle machine it takes 1.5."""
+_SLACK = 20.0
+"""Seconds beyond what a process may take to end in order, before it is ended otherwise."""
 
 
 @dataclass
@@ -40,6 +47,15 @@ class Child:
     def pid(self) -> int | None:
         alive = self.process is not None and self.process.returncode is None
         return self.process.pid if alive and self.process is not None else None
+
+    @property
+    def broken(self) -> int:
+        """Its exit code, where it did not end in order; else 0.
+
+        SIGTERM is heard, not died of, from the first of its work to the last.
+        """
+        code = self.process.returncode if self.process is not None else None
+        return code if code and code != -signal.SIGTERM else 0
 
     async def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -76,18 +92,17 @@ class Child:
                 await self.start()
         self.finished.set()
 
-    async def stop(self, *, grace: float, asked: bool = False) -> None:
+    async def stop(self, *, grace: float, patience: float = 0.0) -> None:
         """Ask it to end; after ``grace`` seconds, end it.
 
-        ``asked``: it has been asked otherwise, and gets as long before the signal. One that comes
-        while it ends already would break it.
+        ``patience``: it has been asked otherwise, and gets so many seconds before the signal.
         """
         self.stopping = True
         if self.process is None or self.process.returncode is not None:
             return
-        if asked:
+        if patience:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace):
+                async with asyncio.timeout(patience):
                     await self.process.wait()
                     return
         with contextlib.suppress(ProcessLookupError):
@@ -104,6 +119,38 @@ class Child:
         self.stopping = True
         if self.pid is not None and self.process is not None:
             self.process.kill()
+
+
+async def end_in_order(
+    children: Sequence[Child], server: Server, *, grace: float, asked: bool
+) -> None:
+    """End them in the order of the flow, so that what is finished is still reviewed.
+
+    ``grace``: seconds that running attempts get. ``asked``: `fleet drain` has told all of them
+    that listened when it came; these end by themselves, and only the others get a signal.
+    """
+    heard = await _heard(children, server) if asked else set()
+    for name in ("dispatcher", "worker", "reviewer", "model"):
+        # A reviewer that has heard goes on until nothing is left to review, or so much longer.
+        patience = grace + _SLACK + (AFTER_THE_REST if name == "reviewer" else 0.0)
+        await asyncio.gather(
+            *(
+                child.stop(grace=grace + _SLACK, patience=patience if child.name in heard else 0.0)
+                for child in children
+                if child.name.split("-")[0] == name
+            )
+        )
+
+
+async def _heard(children: Sequence[Child], server: Server) -> set[str]:
+    """Return the names of those that listened when the latest order to drain came."""
+    names = set()
+    with contextlib.suppress(ServerGone):
+        for child in children:
+            began = await clock(server) - (time.monotonic() - child.started)
+            if child.name != "model" and await drain_asked(server, began + _LOADING) is not None:
+                names.add(child.name)
+    return names
 
 
 def python(module: str, *args: str) -> list[str]:

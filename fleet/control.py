@@ -45,7 +45,9 @@ def pause(
 
     names = _chosen(scenes, every)
     lines = with_server(settings, lambda server: _each(server, names, one))
-    _say(lines, "every scene is paused now, also those that have had no task yet")
+    _say(lines)
+    if "" in lines:
+        out.print("every scene is paused now, also those that have had no task yet")
     out.print(clean(f"go on with: fleet resume {'--all' if every else ' '.join(names)}"))
 
 
@@ -64,7 +66,9 @@ def resume(
         return f"{scene}: goes on; {counts.waiting + counts.delayed} wait"
 
     lines = with_server(settings, lambda server: _each(server, _chosen(scenes, every), one))
-    _say(lines, "no scene was paused")
+    _say(lines)
+    if not any(lines):
+        out.print("no scene was paused")
 
 
 @control_app.command(epilog='Example: fleet cancel task-7 task-8 --wait --why "wrong tests"')
@@ -128,12 +132,9 @@ async def _each(
     return [await one(server, name) for name in names]
 
 
-def _say(lines: list[str], otherwise: str) -> None:
-    told = [line for line in lines if line]
-    for line in told:
+def _say(lines: list[str]) -> None:
+    for line in filter(None, lines):
         out.print(clean(line))
-    if len(told) < len(lines):
-        out.print(otherwise)
 
 
 async def _where(server: Server, tasks: list[str], scenes: list[str]) -> list[tuple[str, str]]:

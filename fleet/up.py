@@ -22,13 +22,10 @@ from common.presence import Presence
 from common.process import consumer_name, drain_on_signal, free_port, until
 from common.queue.connection import Server, ServerGone
 from common.queue.embedded import EmbeddedServer
-from common.queue.quiet import quiet
 from common.quota.budgets import apply_budgets
-from common.service import AFTER_THE_REST
 from common.settings import Settings
 from common.store import open_store
-from fleet.arguments import ALL_SCENES
-from fleet.children import Child, environment, last_words, python
+from fleet.children import Child, end_in_order, environment, last_words, python
 from fleet.context import state_folder, who
 from fleet.status import Snapshot, look
 
@@ -115,7 +112,10 @@ class Fleet:
                         f"draining{asked}: running attempts may end, the rest is handed back"
                     )
                     self._draw(self.state, self._last)
-                    await self._down(server, asked=bool(presence.asked))
+                    await end_in_order(
+                        self.state.children, server, grace=self.settings.drain_grace,
+                        asked=bool(presence.asked),
+                    )  # fmt: skip
                 self.state.note = ""
                 with contextlib.suppress(ServerGone):
                     self._last = await look(server)
@@ -130,9 +130,9 @@ class Fleet:
                 await asyncio.to_thread(self._embedded.stop)
                 self._forget_server()
         broken = tuple(
-            f"{c.name} ended with exit code {c.process.returncode}: see {c.log}"
+            f"{c.name} ended with exit code {c.broken}: see {c.log}"
             for c in self.state.children
-            if c.process is not None and c.process.returncode and c.name != "model"
+            if c.broken and c.name != "model"
         )
         return Outcome(self._last, finished, broken)
 
@@ -192,6 +192,8 @@ class Fleet:
         await self._start("reviewer", python("reviewer"))
         if announced is not None:
             await self._model_ready(announced, draining)
+        if draining.is_set():
+            return  # the order meant this fleet: nothing is queued after it
         once = ["--once"] if plan.until_done else []
         files = [str(path) for path in plan.files]
         await self._start("dispatcher", python("dispatcher", *once, *files), once=plan.until_done)
@@ -286,33 +288,6 @@ class Fleet:
         dispatcher = next(c for c in self.state.children if c.name == "dispatcher")
         served = [c for name, c in snapshot.scenes.items() if name in self.plan.scenes]
         return dispatcher.finished.is_set() and not any(c.open_tasks for c in served)
-
-    # -- down --------------------------------------------------------------------------------
-
-    async def _down(self, server: Server, *, asked: bool) -> None:
-        """End in the order of the flow, so that what is finished is still reviewed.
-
-        ``asked``: `fleet drain` has told everybody already.
-        """
-        grace = self.settings.drain_grace
-        by_name: dict[str, list[Child]] = {}
-        for child in self.state.children:
-            by_name.setdefault(child.name.split("-")[0], []).append(child)
-        for name in ("dispatcher", "worker", "reviewer", "model"):
-            children = by_name.get(name, [])
-            if name == "reviewer" and asked:
-                await self._reviewed(server, children)
-            heard = asked and name != "model"
-            await asyncio.gather(*(c.stop(grace=grace + 20, asked=heard) for c in children))
-
-    async def _reviewed(self, server: Server, reviewers: list[Child]) -> None:
-        """Wait until nothing is left to review, as every reviewer that drains does."""
-        with contextlib.suppress(TimeoutError, ServerGone):
-            async with asyncio.timeout(self.settings.drain_grace + AFTER_THE_REST):
-                while any(c.pid for c in reviewers):
-                    if await quiet(server, ALL_SCENES):
-                        return
-                    await asyncio.sleep(_LOOK)
 
 
 class _ModelChild(Child):

@@ -228,7 +228,9 @@ def test_pausing_everything_holds_for_scenes_that_have_had_no_task_yet(say: Term
     assert "web, gui" in say("status").replace("code, web", "web")
     assert say.json("status")["web"]["paused"].endswith(": night")
     assert "gui: goes on; 0 wait" in say("resume", "gui")
-    assert "web: goes on" in say("resume", "--all")
+    told = say("resume", "--all")
+    assert "web: goes on" in told
+    assert "no scene was paused" not in told  # though one of them was not
     assert "no scene was paused" in say("resume", "--all")
     assert "not both" in say("pause", "code", "--all", code=2)
 
@@ -316,6 +318,8 @@ def test_retry_and_purge_do_what_the_dry_run_says_and_nothing_by_mistake(say: Te
     assert "would be queued again; nothing has been done" in would
     [count] = [int(line.split()[0]) for line in would.splitlines() if "would be" in line]
     assert 28 <= count <= 31
+    would = say("dead", "purge", "--all", "--older-than", "10h", "--yes", "--dry-run")
+    assert "would be thrown away; nothing has been done" in would
     assert len(say.json("dead", "list", "--limit", "5000")) == 1201
     assert say.json("audit") == []
 
@@ -334,12 +338,18 @@ def test_retry_and_purge_do_what_the_dry_run_says_and_nothing_by_mistake(say: Te
     assert {row["detail"] for row in rows[2:]} == {"old"}
 
 
-@pytest.mark.parametrize("command", ["pause", "resume", "cancel", "drain", "audit", "status", "up"])
+@pytest.mark.parametrize(
+    "command",
+    ["pause", "resume", "cancel", "drain", "audit", "status", "up",
+     "budget set", "budget show", "budget clear"],
+)  # fmt: skip
 def test_help_has_an_example(command: str, say: Terminal) -> None:
-    assert f"Example: fleet {command}" in say(command, "--help")
+    assert f"Example: fleet {command}" in say(*command.split(), "--help")
 
 
 def test_a_scene_that_does_not_exist_is_told_from_a_typing_error(say: Terminal) -> None:
     assert "did you mean 'code'?" in say("pause", "kode", code=2)
     assert "there is: code" in say("resume", "xyz", code=2)
+    for command in ("set", "clear"):
+        assert "did you mean 'code'?" in say("budget", command, "-s", "kode", code=2)
     assert "or use --all" in say("pause", code=2)
