@@ -10,8 +10,9 @@ import pytest
 
 from common.task import ReferenceAction, Task
 from common.trajectory import Verdict
-from workers.sandboxes.protocol import SandboxProvider, SandboxSpec
+from workers.sandboxes.protocol import SandboxProvider
 from workers.sandboxes.registry import provider
+from workers.sandboxes.spec import SandboxSpec
 from workers.scenes.code import CodeConstraints
 from workers.verify.base import World, verify
 

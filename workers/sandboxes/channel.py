@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -18,6 +18,9 @@ from workers.sandboxes.protocol import SandboxLost, SandboxPathError
 
 MAX_HEADER = 16 << 20
 """Bytes of JSON in one frame; a listing of a huge folder is the largest."""
+
+
+OnPiece = Callable[[Any, bytes], None]
 
 
 class Reply(NamedTuple):
@@ -39,6 +42,7 @@ class Channel:
         self._numbers = count(1)
         self._turn = asyncio.Lock()
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._on_piece: OnPiece | None = None
         self._listening = asyncio.create_task(self._listen(), name="sandbox replies")
 
     @property
@@ -46,9 +50,14 @@ class Channel:
         return self._turn.locked()
 
     async def call(
-        self, op: str, *raw: bytes, patience: float, **fields: JsonValue | Sequence[str]
+        self,
+        op: str,
+        *raw: bytes,
+        patience: float,
+        on_piece: OnPiece | None = None,
+        **fields: JsonValue | Sequence[str],
     ) -> Reply:
-        """Send one request and return its reply.
+        """Send one request and return its reply; ``on_piece`` gets what comes before it.
 
         A cancelled call stops what it started; the sandbox stays usable. Raises `SandboxLost`
         when there is no reply within ``patience`` seconds, `SandboxPathError` for a refused path.
@@ -58,6 +67,7 @@ class Channel:
                 raise SandboxLost(self.lost)
             number = next(self._numbers)
             reply = self._waiting[number] = asyncio.get_running_loop().create_future()
+            self._on_piece = on_piece
             try:
                 async with asyncio.timeout(patience):
                     self._send({"id": number, "op": op, **fields}, *raw)
@@ -104,6 +114,10 @@ class Channel:
             while True:
                 reply = await self._receive()
                 waiting = self._waiting.get(reply.header["id"])
+                if "stream" in reply.header:
+                    if waiting is not None and self._on_piece is not None:
+                        self._on_piece(reply.header["stream"], *reply.raw)
+                    continue
                 if waiting is not None and not waiting.done():
                     waiting.set_result(reply)
         except (asyncio.IncompleteReadError, ConnectionError):

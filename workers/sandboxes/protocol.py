@@ -6,15 +6,24 @@ and sees it. Infrastructure trouble is an *exception* below `SandboxError`: nobo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, Self
 
 from pydantic import Field, JsonValue
 
 from common.failures import FailureKind, FleetError
 from common.model import Contract
+from workers.sandboxes.spec import SandboxSpec
 
 Status = Literal["ok", "error", "timeout", "oom", "output_limit", "pids_limit", "killed"]
+
+Capability = Literal["background", "images", "packages", "allowlist"]
+"""What not every back-end has: programs that outlive their step, images chosen by the task, the
+Python packages prepared on this host, a network with a list of hosts."""
+
+OnOutput = Callable[[Literal["stdout", "stderr"], bytes], None]
+"""Called with each piece of output while the program runs, in order for each stream; together
+the pieces are what the result keeps. It must not raise."""
 
 
 class SandboxError(FleetError):
@@ -27,6 +36,18 @@ class SandboxStartError(SandboxError):
     """It did not come up. Starting again may help."""
 
 
+class SandboxUnavailable(SandboxError):
+    """Whoever makes sandboxes cannot be reached, or is in trouble. Trying later may help."""
+
+    kind = FailureKind.NETWORK_ERROR
+
+
+class SandboxQuota(SandboxError):
+    """Whoever makes sandboxes has none to give now; `retry_after` says when, where it is known."""
+
+    kind = FailureKind.RATE_LIMITED
+
+
 class SandboxLost(SandboxError):
     """It was there and is gone; what the agent did in it is lost, so the episode must restart."""
 
@@ -34,7 +55,7 @@ class SandboxLost(SandboxError):
 
 
 class SandboxUnsupported(SandboxError):
-    """This back-end cannot do that; a configuration error, not worth a retry."""
+    """This back-end cannot do that; the task is at fault, and a retry would not help."""
 
     kind = FailureKind.INVALID_TASK
 
@@ -43,48 +64,15 @@ class SandboxPathError(Exception):
     """The agent named a path that is missing, not a file, or not its own: an observation."""
 
 
-class Limits(Contract):
-    """What one sandbox may use. Every one is enforced, or `probe` says that it is not."""
-
-    wall: float = Field(default=30.0, gt=0)
-    """Seconds for one `exec` without a timeout of its own."""
-    ttl: float = Field(default=600.0, gt=0)
-    """Seconds the whole sandbox may live; it is killed afterwards whatever happens."""
-    cpu: float = Field(default=300.0, gt=0)
-    """Seconds of processor time for each process."""
-    memory_mb: int = Field(default=512, ge=16)
-    """Of all its processes together; where a cgroup counts, files in /work and /tmp included."""
-    pids: int = Field(default=64, ge=4)
-    disk_mb: int = Field(default=64, ge=1)
-    """Of the work folder; /tmp has as much again."""
-    inodes: int = Field(default=4096, ge=16)
-    file_mb: int = Field(default=64, ge=1)
-    """The largest single file."""
-    open_files: int = Field(default=256, ge=16)
-    output_bytes: int = Field(default=1 << 20, ge=1024)
-    """Of stdout, and of stderr, for one `exec`; the program is stopped when it writes more."""
-    read_bytes: int = Field(default=10 << 20, ge=1024)
-    """The largest file `read_file` returns."""
-
-
-class SandboxSpec(Contract):
-    """One sandbox to start."""
-
-    limits: Limits = Limits()
-    network: Literal["none", "loopback"] = "none"
-    """`none` still has its own loopback interface, reaching nothing outside the sandbox."""
-    env: dict[str, str] = Field(default_factory=dict)
-    labels: dict[str, str] = Field(default_factory=dict)
-    """Owner marks for the reaper: worker, task, attempt."""
-
-
 class ExecResult(Contract):
     """What a command did. Text is UTF-8 with undecodable bytes replaced."""
 
     status: Status
-    """`ok`: exit code 0. `error`: any other exit. The rest: stopped by a limit or a signal."""
+    """`ok`: exit code 0, or started in the background. `error`: any other exit, or it could not
+    be started. The rest: stopped by a limit or a signal."""
     exit_code: int | None
-    """As returned; 128 + signal where a signal ended it; null where it never started."""
+    """As returned; 128 + signal where a signal ended it; null where it never started, or where
+    it was left running in the background."""
     stdout: str
     stderr: str
     stdout_truncated: bool = False
@@ -93,6 +81,8 @@ class ExecResult(Contract):
     """Seconds."""
     cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None
+    log: str | None = None
+    """The file inside that collects both streams of a program started in the background."""
 
 
 class FileInfo(Contract):
@@ -108,14 +98,23 @@ class ProbeReport(Contract):
     versions: dict[str, str]
     enforced: dict[str, JsonValue]
     """Each promise and how it is kept, e.g. `{"memory": "cgroup v1", "network": "namespace"}`."""
+    broken: tuple[str, ...] = ()
+    """Each promise that is not kept, in words for an operator. A worker refuses to start with any
+    unless it was told `--allow-unsafe`."""
 
 
 class Sandbox(Protocol):
-    """One isolated world for one episode. Every call may raise `SandboxLost`."""
+    """One isolated world for one episode, never used for a second one.
+
+    Every call but `is_alive` and `close` may raise `SandboxLost`, also when the sandbox was closed
+    meanwhile. Calls at the same time take turns. A cancelled call stops what it started; the
+    sandbox goes on. No call waits longer than its timeout and some seconds of grace.
+    """
 
     id: str
     backend: str
     enforced: dict[str, JsonValue]
+    """Each promise and how it is kept, in this sandbox."""
 
     async def exec(
         self,
@@ -125,12 +124,25 @@ class Sandbox(Protocol):
         env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
         timeout: float | None = None,
+        background: bool = False,
+        on_output: OnOutput | None = None,
     ) -> ExecResult:
-        """Run a shell line (str) or a program (sequence) to its end; kill what it leaves behind."""
+        """Run a shell line (str) or a program (sequence) to its end; kill what it leaves.
+
+        A program that cannot be started, or ran into a limit, is a result too. In the
+        ``background`` it is only started: it lives until it ends or the sandbox does, later steps
+        leave it alone, and the result's `log` names the file with its output. Raises
+        `SandboxUnsupported` where that cannot be had.
+        """
         ...
 
     async def run_python(
-        self, code: str, *, stdin: bytes = b"", timeout: float | None = None
+        self,
+        code: str,
+        *,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        on_output: OnOutput | None = None,
     ) -> ExecResult:
         """Run a Python program in a fresh process, as `python -c` would, but cheaper."""
         ...
@@ -147,10 +159,23 @@ class Sandbox(Protocol):
         ...
 
     async def list_dir(self, path: str = ".") -> list[FileInfo]:
-        """Raises `SandboxPathError`."""
+        """Return the entries, sorted by name. Raises `SandboxPathError`."""
         ...
 
-    async def is_alive(self) -> bool: ...
+    async def keep_alive(self, ttl: float) -> None:
+        """Let it live ``ttl`` seconds from now, whatever its limits said when it was started."""
+        ...
+
+    async def label(self, labels: Mapping[str, str]) -> None:
+        """Note whose it is now, for people who look at the host.
+
+        Back-ends whose marks are fixed at the start (docker) keep those of the owner only.
+        """
+        ...
+
+    async def is_alive(self) -> bool:
+        """Say whether it would still answer. Never raises."""
+        ...
 
     async def close(self) -> None:
         """End it and everything in it. Idempotent; never raises; bounded in time."""
@@ -165,17 +190,36 @@ class SandboxProvider(Protocol):
     """Starts sandboxes of one kind, and cleans up after dead owners."""
 
     backend: str
+    capabilities: frozenset[Capability]
 
     async def start(self, spec: SandboxSpec) -> Sandbox:
-        """Raises `SandboxStartError`, `SandboxUnsupported`."""
+        """Start a sandbox and put the spec's files into it.
+
+        Raises `SandboxUnsupported` (the spec asks for what this back-end has not),
+        `SandboxStartError`, `SandboxUnavailable` and `SandboxQuota` (trying again may help), and
+        `ConfigurationError` (only a person can help). Whatever is raised, nothing is left behind.
+        """
         ...
 
     async def probe(self) -> ProbeReport:
-        """Start a real sandbox and look. Raises `ConfigurationError` where isolation is missing."""
+        """Start a real sandbox and look what holds. Raises `ConfigurationError` if none starts."""
         ...
 
     async def reap(self) -> int:
-        """End what killed owners left on this host; returns how many sandboxes that were."""
+        """End what killed owners left behind; returns how many sandboxes that were."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """End every sandbox of this provider. Never raises; bounded in time."""
+        ...
+
+
+def refusal(spec: SandboxSpec, capabilities: frozenset[Capability]) -> str | None:
+    """Say why a back-end with these capabilities cannot start such a sandbox; None if it can."""
+    if spec.image is not None and "images" not in capabilities:
+        return "runs no images"
+    if spec.packages and "packages" not in capabilities:
+        return "has no prepared Python packages; the image brings its own"
+    if spec.network.mode == "allowlist" and "allowlist" not in capabilities:
+        return "cannot limit the network to a list of hosts"
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from common.failures import ConfigurationError
-from workers.sandboxes.nsjail import NsjailProvider
+from workers.sandboxes.nsjail.provider import NsjailProvider
 from workers.sandboxes.protocol import SandboxProvider
 
 PROVIDERS: dict[str, Callable[[], SandboxProvider]] = {"nsjail": NsjailProvider}

@@ -15,15 +15,14 @@ from common.task import Task
 from common.trajectory import Action, EnvironmentInfo, Step, Verdict
 from workers.sandboxes.protocol import (
     ExecResult,
-    Limits,
     ProbeReport,
     Sandbox,
     SandboxError,
     SandboxPathError,
     SandboxProvider,
-    SandboxSpec,
 )
 from workers.sandboxes.registry import provider
+from workers.sandboxes.spec import Limits, SandboxSpec
 from workers.tools import Tool, Toolbox, ToolOutput, parameters
 from workers.verify.base import InvalidTask, World, validate_checks, verify
 

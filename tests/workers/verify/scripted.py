@@ -10,7 +10,12 @@ from pydantic import JsonValue
 
 from common.task import Task
 from common.trajectory import CheckResult
-from workers.sandboxes.protocol import ExecResult, FileInfo, SandboxPathError, Status
+from workers.sandboxes.protocol import (
+    ExecResult,
+    FileInfo,
+    SandboxPathError,
+    Status,
+)
 
 Judge = Callable[..., Awaitable[CheckResult]]
 

@@ -9,17 +9,20 @@ import os
 import socket
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from common.failures import ConfigurationError
-from workers.sandboxes import agent, cgroups, config, probe
-from workers.sandboxes.cgroups import Cgroup
+from workers.sandboxes.agent import source
 from workers.sandboxes.channel import Channel
+from workers.sandboxes.nsjail import cgroups, config, probe
+from workers.sandboxes.nsjail.cgroups import Cgroup
+from workers.sandboxes.nsjail.records import Records
 from workers.sandboxes.processes import ProcessMark
-from workers.sandboxes.protocol import Limits, SandboxLost
-from workers.sandboxes.records import Records
+from workers.sandboxes.protocol import SandboxLost
 from workers.sandboxes.registry import provider
+from workers.sandboxes.spec import Limits
 
 
 def frame(header: dict[str, object]) -> bytes:
@@ -32,8 +35,11 @@ def test_an_unknown_back_end_is_answered_with_the_known_ones() -> None:
         provider("docker-in-the-cloud")
 
 
-def test_the_agent_is_python_3_9_and_imports_the_standard_library_only() -> None:
-    tree = ast.parse(Path(agent.__file__).read_text(), feature_version=(3, 9))
+@pytest.mark.parametrize("entry", ["main", "once"])
+def test_the_agent_is_python_3_9_and_imports_the_standard_library_only(
+    entry: Literal["main", "once"],
+) -> None:
+    tree = ast.parse(source(entry), feature_version=(3, 9))
     imported = {
         alias.name.partition(".")[0]
         for node in ast.walk(tree)
@@ -69,7 +75,7 @@ def test_limits_reach_the_configuration() -> None:
         "rlimit_fsize: 3 rlimit_fsize_type: VALUE",
         "rlimit_nofile: 33 rlimit_nofile_type: VALUE",
         "rlimit_as: 80 rlimit_as_type: VALUE",
-        "time_limit: 14",
+        "time_limit: 86400",
         'options: "subset=pid,hidepid=2"',
     ):
         assert part in text
@@ -161,7 +167,7 @@ def test_every_record_claims_a_slot_of_its_own(tmp_path: Path) -> None:
 def test_a_folder_of_records_that_is_somebody_elses_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.sandboxes.records.os.geteuid", lambda: 4711)
+    monkeypatch.setattr("workers.sandboxes.nsjail.records.os.geteuid", lambda: 4711)
     with pytest.raises(ConfigurationError, match="remove it"):
         Records(tmp_path)
 
@@ -194,8 +200,8 @@ async def test_a_reply_nobody_waits_for_is_dropped() -> None:
 
 def test_the_agent_refuses_to_run_outside_of_a_jail() -> None:
     done = subprocess.run(
-        ["/usr/bin/env", "python3", "-I", agent.__file__], input=b"", capture_output=True,
+        ["/usr/bin/env", "python3", "-I", "-c", source()], input=b"", capture_output=True,
         timeout=20, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert b"PID 1 of a jail only" in done.stderr
+    assert b"PID 1 of a sandbox only" in done.stderr

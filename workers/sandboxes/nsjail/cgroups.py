@@ -15,8 +15,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from common.model import Contract
-from workers.sandboxes.config import OVERHEAD_MB
-from workers.sandboxes.protocol import Limits
+from workers.sandboxes.nsjail.config import OVERHEAD_MB
+from workers.sandboxes.spec import Limits
 
 SUPERVISORS = 2
 """Processes of a jail that are not the program's: nsjail and the agent."""

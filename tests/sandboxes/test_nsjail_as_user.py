@@ -11,14 +11,14 @@ from pathlib import Path
 import pydantic
 import pytest
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 NOBODY = 65534
 
 SCRIPT = """
 import asyncio, os, sys, tempfile
 from pathlib import Path
-from workers.sandboxes.nsjail import NsjailProvider
-from workers.sandboxes.protocol import Limits, SandboxSpec
+from workers.sandboxes.nsjail.provider import NsjailProvider
+from workers.sandboxes.spec import Limits, SandboxSpec
 
 async def main():
     assert os.getuid() == 65534

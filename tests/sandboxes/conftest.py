@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from workers.sandboxes import cgroups
-from workers.sandboxes.nsjail import NsjailProvider
-from workers.sandboxes.protocol import Sandbox, SandboxProvider, SandboxSpec
+from workers.sandboxes.nsjail import cgroups
+from workers.sandboxes.nsjail.provider import NsjailProvider
+from workers.sandboxes.protocol import Sandbox, SandboxProvider
+from workers.sandboxes.spec import SandboxSpec
 
 # A new back-end adds its name here and a line in `provider`; the conformance suite is the same.
 BACKENDS = ("nsjail-cgroup", "nsjail-rlimit")

@@ -8,13 +8,12 @@ import time
 import pytest
 
 from workers.sandboxes.protocol import (
-    Limits,
     Sandbox,
     SandboxLost,
     SandboxPathError,
     SandboxProvider,
-    SandboxSpec,
 )
+from workers.sandboxes.spec import Limits, SandboxSpec
 
 
 async def test_a_shell_line_returns_its_output_and_exit_code(sandbox: Sandbox) -> None:

@@ -7,14 +7,15 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from workers.sandboxes import config
+from workers.sandboxes.nsjail import config
+from workers.sandboxes.nsjail.records import Record, Records
 from workers.sandboxes.processes import ProcessMark
 from workers.sandboxes.protocol import SandboxStartError
-from workers.sandboxes.records import Record, Records
 
 TERM_PATIENCE = 1.0
 """Seconds between SIGTERM and SIGKILL, and then until the kernel is done."""
@@ -96,6 +97,11 @@ class Supervisor:
         cgroup = self.record.cgroup
         return (cgroup.oom_kills(), cgroup.pids_hits()) if cgroup else (0, 0)
 
+    def label(self, labels: Mapping[str, str]) -> None:
+        """Note in the record whose jail it is now."""
+        self.record = self.record.model_copy(update={"labels": dict(labels)})
+        self._records.update(self.record)
+
     async def end(self) -> None:
         """Kill the jail and remove all traces. Never raises, takes at most 2.5 s; once only."""
         # SIGTERM first: nsjail then kills the jail and waits until its last process is gone.
@@ -142,4 +148,4 @@ async def reap(record: Record, records: Records) -> bool:
 
 @cache
 def _launcher() -> str:
-    return files("workers.sandboxes").joinpath("launch.sh").read_text("utf-8")
+    return files("workers.sandboxes.nsjail").joinpath("launch.sh").read_text("utf-8")

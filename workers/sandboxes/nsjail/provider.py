@@ -17,20 +17,23 @@ from pydantic import JsonValue
 
 from common.failures import ConfigurationError
 from common.model import Contract
-from workers.sandboxes import cgroups, config, interpreter, probe, supervisor
+from workers.sandboxes.agent_sandbox import AgentSandbox
 from workers.sandboxes.channel import Channel
-from workers.sandboxes.nsjail_sandbox import BACKEND, NsjailSandbox
+from workers.sandboxes.nsjail import cgroups, config, interpreter, probe, supervisor
+from workers.sandboxes.nsjail.records import SLOTS, Records
+from workers.sandboxes.nsjail.supervisor import Supervisor
 from workers.sandboxes.processes import ProcessMark
 from workers.sandboxes.protocol import (
+    Capability,
     ProbeReport,
     SandboxLost,
-    SandboxSpec,
     SandboxStartError,
     SandboxUnsupported,
+    refusal,
 )
-from workers.sandboxes.records import SLOTS, Records
-from workers.sandboxes.supervisor import Supervisor
+from workers.sandboxes.spec import SandboxSpec
 
+BACKEND = "nsjail"
 START_PATIENCE = 20.0
 """Seconds for the agent's first word. It takes some 0.03 on a quiet machine."""
 FIRST_ID = 200_000
@@ -50,6 +53,7 @@ class NsjailProvider:
     """Starts jails on this host, as root or as any user."""
 
     backend = BACKEND
+    capabilities: frozenset[Capability] = frozenset({"background", "packages"})
 
     def __init__(
         self,
@@ -64,11 +68,12 @@ class NsjailProvider:
         self._use_cgroups = use_cgroups
         self._looking = asyncio.Lock()
         self._host: Host | None = None
-        self._live: set[NsjailSandbox] = set()
+        self._live: set[AgentSandbox] = set()
 
-    async def start(self, spec: SandboxSpec) -> NsjailSandbox:
+    async def start(self, spec: SandboxSpec) -> AgentSandbox:
         """Start a jail. Raises `SandboxStartError`, and `ConfigurationError` on a host unfit."""
-        _check_environment(spec.env)
+        if reason := refusal(spec, self.capabilities):
+            raise SandboxUnsupported(f"the nsjail back-end {reason}")
         host = await self._look()
         cgroup = host.cgroup and cgroups.child(host.cgroup, f"fleet-{uuid4().hex[:12]}")
         record = self._records.claim(ProcessMark.own(), spec.labels, cgroup)
@@ -88,22 +93,17 @@ class NsjailProvider:
             channel = Channel(
                 *streams, max_raw=max(spec.limits.read_bytes, spec.limits.output_bytes)
             )
-            await channel.call(
-                "setup",
-                env={**config.ENV, **spec.env},
-                cpu=spec.limits.cpu,
+            sandbox = await AgentSandbox.open(
+                BACKEND, spec, process, channel, promises(jail, host.cgroup), self._live.discard,
                 memory=0 if host.cgroup else spec.limits.memory_mb << 20,
                 patience=START_PATIENCE,
-            )
+            )  # fmt: skip
         except BaseException as error:
             log = await process.log() if isinstance(error, SandboxLost) else ""
             await asyncio.shield(_undo(process, channel))
             if isinstance(error, SandboxLost):
                 raise SandboxStartError(f"no sandbox came up: {error} [{log}]") from None
             raise
-        sandbox = NsjailSandbox(
-            spec.limits, process, channel, promises(jail, host.cgroup), self._live.discard
-        )
         self._live.add(sandbox)
         return sandbox
 
@@ -169,7 +169,6 @@ def promises(jail: config.JailConfig, cgroup: cgroups.Cgroup | None) -> dict[str
         "cpu": f"rlimit: {limits.cpu:g} s each",
         "output": f"agent: {limits.output_bytes} bytes",
         "wall": f"agent: {limits.wall:g} s",
-        "ttl": f"nsjail: {limits.ttl:g} s",
         "network": "namespace: own loopback only",
         "user": f"namespace: {jail.outside_uid} outside",
         "processes": "namespace",
@@ -183,16 +182,6 @@ def _first_id(kind: str) -> int:
     lines = Path(f"/proc/self/{kind}_map").read_text("ascii").splitlines()
     mapped = max(int(first) + int(count) for first, _, count in map(str.split, lines))
     return min(FIRST_ID, mapped - SLOTS)
-
-
-def _check_environment(env: dict[str, str]) -> None:
-    for name, value in env.items():
-        try:
-            fit = bool(name) and "=" not in name and "\0" not in os.fsencode(name + value).decode()
-        except ValueError:
-            fit = False
-        if not fit:
-            raise SandboxUnsupported(f"environment variable {name!r} cannot be set to {value!r}")
 
 
 def _binary() -> Path:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 from common.failures import ConfigurationError
 from common.model import Contract
+from workers.sandboxes.agent import source as agent_source
 
 FOLDERS = (Path("/usr/bin"), Path("/usr/local/bin"))
 """Below what jails mount, and open to every user; a Python under /root is neither."""
@@ -59,7 +59,7 @@ def _candidates() -> Iterator[Path]:
 
 
 async def _compile(path: Path) -> Interpreter:
-    source = files("workers.sandboxes").joinpath("agent.py").read_bytes()
+    source = agent_source()
     process = await asyncio.create_subprocess_exec(
         path, "-I", "-S", "-c", COMPILE, env={},
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,

@@ -12,29 +12,19 @@ from importlib.resources import files
 from pathlib import Path
 
 from common.model import Contract
-from workers.sandboxes.protocol import Limits
+from workers.sandboxes.spec import Limits
 
 INSIDE_ID = 1000
 """User and group as programs in the jail see themselves."""
 AGENT = "/run/agent"
 """Where the agent's code lies inside."""
 SHM_MB = 16
+LAST_RESORT = 86_400.0
+"""Seconds after which nsjail ends any jail, whatever its agent does."""
 OVERHEAD_MB = 24
 """Memory that nsjail and the agent need beside what the limits grant to programs."""
 NICE = 2
 """A little behind the worker, which must answer its heartbeats; nsjail's default of 19 starves."""
-
-ENV = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/work",
-    "LANG": "C.UTF-8",
-    "TMPDIR": "/tmp",
-    "USER": "agent",
-    # Python takes a module's cache for current when size and second are the same; agents are
-    # quick enough to run into that, and would see their old code run.
-    "PYTHONDONTWRITEBYTECODE": "1",
-}
-"""All that programs see besides the environment of their spec; nothing comes from the worker."""
 
 ETC = {
     "passwd": f"agent:x:{INSIDE_ID}:{INSIDE_ID}:agent:/work:/bin/sh\n",
@@ -72,7 +62,7 @@ class JailConfig(Contract):
 @cache
 def seccomp() -> str:
     """Return the policy for this machine's system calls."""
-    folder = files("workers.sandboxes")
+    folder = files("workers.sandboxes.nsjail")
     machine = platform.machine()
     names = ["seccomp.kafel"]
     policies = ["fleet"]
@@ -99,8 +89,9 @@ def text(jail: JailConfig) -> str:
 
 def _basics(jail: JailConfig) -> Iterator[str]:
     yield 'name: "fleet" hostname: "sandbox" cwd: "/work" mode: ONCE'
-    # nsjail compares whole seconds, and so may be up to one early.
-    yield f"time_limit: {math.ceil(jail.limits.ttl) + 1} nice_level: {NICE} log_level: WARNING"
+    # The agent and the worker keep the ttl, which can be renewed; this is the last resort.
+    life = math.ceil(max(jail.limits.ttl, LAST_RESORT))
+    yield f"time_limit: {life} nice_level: {NICE} log_level: WARNING"
     yield "keep_env: false keep_caps: false disable_no_new_privs: false"
     for namespace in ("net", "user", "ns", "pid", "ipc", "uts", "cgroup"):
         yield f"clone_new{namespace}: true"

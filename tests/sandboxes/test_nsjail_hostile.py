@@ -11,14 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from workers.sandboxes import config
-from workers.sandboxes.protocol import (
-    Limits,
-    Sandbox,
-    SandboxPathError,
-    SandboxProvider,
-    SandboxSpec,
-)
+from workers.sandboxes.agent_sandbox import ENV
+from workers.sandboxes.protocol import Sandbox, SandboxPathError, SandboxProvider
+from workers.sandboxes.spec import Limits, SandboxSpec
 
 SMALL = Limits(memory_mb=64, pids=16, disk_mb=8, inodes=100, file_mb=4, wall=20, open_files=64)
 
@@ -90,7 +85,7 @@ async def test_nothing_of_the_host_is_to_be_seen(small: Sandbox) -> None:
         "fd", "full", "null", "random", "shm", "stderr", "stdin", "stdout", "urandom", "zero",
     }  # fmt: skip
     assert seen["proc"] == ["self", "thread-self"]
-    assert seen["environ"] == sorted(config.ENV)
+    assert seen["environ"] == sorted(ENV)
     assert seen["fds"] == ["0", "1", "2", "3"]  # 3 is the listing itself
     assert seen["hostname"] == "sandbox"
     assert seen["uid"] == [1000, 1000, 1000]

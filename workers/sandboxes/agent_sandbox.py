@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self
+from typing import Any, Literal, Protocol, Self
 from uuid import uuid4
 
 from pydantic import Field, JsonValue
@@ -14,18 +14,51 @@ from workers.sandboxes.channel import Channel, Reply
 from workers.sandboxes.protocol import (
     ExecResult,
     FileInfo,
-    Limits,
+    OnOutput,
     SandboxLost,
     SandboxPathError,
+    SandboxUnsupported,
     Status,
 )
-from workers.sandboxes.supervisor import Supervisor
+from workers.sandboxes.spec import Limits, SandboxSpec
 
-BACKEND = "nsjail"
 GRACE = 5.0
 """Seconds beyond a program's own timeout before the agent counts as lost."""
 FILE_PATIENCE = 30.0
 """Seconds for one file operation, on a machine that is busy with other things."""
+
+ENV = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/work",
+    "LANG": "C.UTF-8",
+    "TMPDIR": "/tmp",
+    "USER": "agent",
+    # Python takes a module's cache for current when size and second are the same; agents are
+    # quick enough to run into that, and would see their old code run.
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+"""All that programs see besides the environment of their spec; nothing comes from the worker."""
+
+
+class Jail(Protocol):
+    """What an agent runs in, and all that has to go when it goes."""
+
+    @property
+    def running(self) -> bool: ...
+
+    async def log(self) -> str:
+        """Return what was complained about, and how it ended if it did."""
+        ...
+
+    def counters(self) -> tuple[int, int]:
+        """Return (processes killed for memory, processes refused), as far as the host counts."""
+        ...
+
+    def label(self, labels: Mapping[str, str]) -> None: ...
+
+    async def end(self) -> None:
+        """Kill it and remove all traces. Never raises, takes seconds at most; called once."""
+        ...
 
 
 class ProgramReply(Contract):
@@ -37,30 +70,64 @@ class ProgramReply(Contract):
     duration: float = Field(ge=0)
     cpu: float | None
     peak: int | None
+    log: str | None = None
 
 
-class NsjailSandbox:
-    """One jail for one episode."""
-
-    backend = BACKEND
+class AgentSandbox:
+    """One sandbox with our agent as process 1, for one episode."""
 
     def __init__(
         self,
+        backend: str,
         limits: Limits,
-        jail: Supervisor,
+        jail: Jail,
         channel: Channel,
         enforced: dict[str, JsonValue],
-        on_close: Callable[[NsjailSandbox], None],
+        on_close: Callable[[AgentSandbox], None],
     ) -> None:
-        self.id = f"{BACKEND}-{jail.record.slot}-{uuid4().hex[:8]}"
+        self.backend = backend
+        self.id = f"{backend}-{uuid4().hex[:12]}"
         self.enforced = enforced
         self._limits = limits
         self._jail = jail
         self._on_close = on_close
         self._channel = channel
-        self._counters = (0, 0)
-        self._born = asyncio.get_running_loop().time()
+        self._counters = jail.counters()
         self._closing: asyncio.Task[None] | None = None
+        self._live_for(limits.ttl)
+
+    @classmethod
+    async def open(
+        cls,
+        backend: str,
+        spec: SandboxSpec,
+        jail: Jail,
+        channel: Channel,
+        enforced: dict[str, JsonValue],
+        on_close: Callable[[AgentSandbox], None],
+        *,
+        env: Mapping[str, str] = ENV,
+        packages: Sequence[str] = (),
+        memory: int = 0,
+        patience: float,
+    ) -> AgentSandbox:
+        """Set a freshly started agent up, and put the files of the spec in.
+
+        ``packages`` are folders on its Python's path; ``memory`` is what it has to watch itself,
+        in bytes, 0 where a control group does. Raises `SandboxLost` when the agent does not answer
+        within ``patience`` seconds, `SandboxUnsupported` for a file that cannot be.
+        """
+        await channel.call(
+            "setup", env={**env, **spec.env}, cpu=spec.limits.cpu, memory=memory,
+            ttl=spec.limits.ttl, packages=list(packages), patience=patience,
+        )  # fmt: skip
+        sandbox = cls(backend, spec.limits, jail, channel, enforced, on_close)
+        try:
+            await put_files(sandbox, spec.files)
+        except BaseException:
+            sandbox._timer.cancel()
+            raise
+        return sandbox
 
     async def exec(
         self,
@@ -70,22 +137,31 @@ class NsjailSandbox:
         env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
         timeout: float | None = None,
+        background: bool = False,
+        on_output: OnOutput | None = None,
     ) -> ExecResult:
         return await self._program(
             "exec",
             stdin,
             timeout=timeout,
+            on_output=on_output,
             command=command if isinstance(command, str) else list(command),
             cwd=cwd or "/work",
             env=dict(env or {}),
+            background=background,
         )
 
     async def run_python(
-        self, code: str, *, stdin: bytes = b"", timeout: float | None = None
+        self,
+        code: str,
+        *,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        on_output: OnOutput | None = None,
     ) -> ExecResult:
         # A model may write lone surrogates; Python in the jail then says what is wrong with them.
         source = code.encode("utf-8", "surrogatepass")
-        return await self._program("python", stdin, source, timeout=timeout)
+        return await self._program("python", stdin, source, timeout=timeout, on_output=on_output)
 
     async def read_file(self, path: str, *, max_bytes: int | None = None) -> bytes:
         limit = self._limits.read_bytes
@@ -108,6 +184,14 @@ class NsjailSandbox:
         except (KeyError, TypeError, ValueError) as error:
             raise await self._nonsense(error) from None
 
+    async def keep_alive(self, ttl: float) -> None:
+        await self._call("renew", ttl=ttl, patience=GRACE + self._limits.wall)
+        self._timer.cancel()
+        self._live_for(ttl)
+
+    async def label(self, labels: Mapping[str, str]) -> None:
+        self._jail.label(labels)
+
     async def is_alive(self) -> bool:
         if self._closing or self._channel.lost or not self._jail.running:
             return False
@@ -121,6 +205,7 @@ class NsjailSandbox:
 
     async def close(self) -> None:
         if self._closing is None:
+            self._timer.cancel()
             self._closing = asyncio.create_task(self._end(), name=f"close {self.id}")
         # A cancelled caller must not leave a half-ended jail behind.
         await asyncio.shield(self._closing)
@@ -137,6 +222,7 @@ class NsjailSandbox:
         stdin: bytes,
         *raw: bytes,
         timeout: float | None,
+        on_output: OnOutput | None,
         **fields: JsonValue | Sequence[str],
     ) -> ExecResult:
         limits = self._limits
@@ -144,35 +230,35 @@ class NsjailSandbox:
             reason = f"stdin is larger than {limits.file_mb} MiB"
             return ExecResult(status="error", exit_code=None, stdout="", stderr=reason, duration=0)
         wall = limits.wall if timeout is None else timeout
+        said = Said(limits.output_bytes, on_output)
         try:
             reply = await self._call(
-                op, stdin, *raw, timeout=wall, cap=limits.output_bytes,
-                patience=wall + GRACE, **fields,
+                op, stdin, *raw, timeout=wall, cap=limits.output_bytes, patience=wall + GRACE,
+                stream=on_output is not None, on_piece=said.more, **fields,
             )  # fmt: skip
         except SandboxLost as lost:
             if self._jail_counters_moved()[0]:
                 # The program's doing, not ours: what it did still is a result.
                 reason = f"the sandbox ran out of memory and is gone: {lost}"
-                return ExecResult(
-                    status="oom", exit_code=None, stdout="", stderr=reason, duration=0
-                )
+                return said.result(status="oom", exit_code=None, duration=0, note=reason)
             raise
         header = {key: value for key, value in reply.header.items() if key not in ("id", "raw")}
         try:
             done = ProgramReply.model_validate(header)
             out, err = reply.raw
+            said.more("stdout", out)
+            said.more("stderr", err)
         except ValueError as error:
             raise await self._nonsense(error) from None
-        return ExecResult(
+        return said.result(
             status=self._why(done.status),
             exit_code=done.exit_code,
-            stdout=out.decode("utf-8", "replace"),
-            stderr=err.decode("utf-8", "replace"),
             stdout_truncated=done.truncated[0],
             stderr_truncated=done.truncated[1],
             duration=done.duration,
             cpu_seconds=done.cpu,
             peak_memory_bytes=done.peak,
+            log=done.log,
         )
 
     def _why(self, status: Status) -> Status:
@@ -188,9 +274,7 @@ class NsjailSandbox:
         before, self._counters = self._counters, self._jail.counters()
         return self._counters[0] > before[0], self._counters[1] > before[1]
 
-    async def _call(
-        self, op: str, *raw: bytes, patience: float, **fields: JsonValue | Sequence[str]
-    ) -> Reply:
+    async def _call(self, op: str, *raw: bytes, patience: float, **fields: Any) -> Reply:
         if self._closing:
             raise SandboxLost(f"sandbox {self.id} is closed")
         try:
@@ -203,14 +287,54 @@ class NsjailSandbox:
 
     async def _lost(self, reason: str) -> SandboxLost:
         """Kill what is left of the jail, and say what happened."""
-        age = asyncio.get_running_loop().time() - self._born
-        if age >= self._limits.ttl:
-            reason = f"it lived longer than its ttl of {self._limits.ttl:g} s"
+        if asyncio.get_running_loop().time() >= self._timer.when():
+            reason = f"it lived longer than its ttl of {self._ttl:g} s"
         log = "" if self._closing else await self._jail.log()
         await self.close()
         return SandboxLost(f"sandbox {self.id} is lost: {reason}" + (f" [{log}]" if log else ""))
+
+    def _live_for(self, ttl: float) -> None:
+        """End the sandbox after so many seconds; its agent does the same by itself."""
+        self._ttl = ttl
+        self.enforced["ttl"] = f"agent and worker: {ttl:g} s"
+        self._timer = asyncio.get_running_loop().call_later(ttl, self._expire)
+
+    def _expire(self) -> None:
+        self._channel.fail(f"it lived longer than its ttl of {self._ttl:g} s")
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._end(), name=f"expire {self.id}")
 
     async def _end(self) -> None:
         await self._jail.end()
         await self._channel.close()
         self._on_close(self)
+
+
+class Said:
+    """What a program wrote so far; more than its cap is nonsense."""
+
+    def __init__(self, cap: int, tell: OnOutput | None) -> None:
+        self._cap = cap
+        self._tell = tell
+        self._parts = {"stdout": bytearray(), "stderr": bytearray()}
+
+    def more(self, stream: Literal["stdout", "stderr"], piece: bytes) -> None:
+        """Take a piece. Raises `ValueError` for an unknown stream, or too much."""
+        if stream not in self._parts or len(self._parts[stream]) + len(piece) > self._cap:
+            raise ValueError(f"{len(piece)} bytes more of {stream!r}")
+        self._parts[stream] += piece
+        if piece and self._tell is not None:
+            self._tell(stream, piece)
+
+    def result(self, *, note: str = "", **fields: Any) -> ExecResult:
+        out, err = (part.decode("utf-8", "replace") for part in self._parts.values())
+        return ExecResult(stdout=out, stderr=err + note, **fields)
+
+
+async def put_files(sandbox: AgentSandbox, files: Mapping[str, bytes]) -> None:
+    """Write the files of a spec. Raises `SandboxUnsupported` naming the one that cannot be."""
+    for path, data in files.items():
+        try:
+            await sandbox.write_file(path, data)
+        except SandboxPathError as error:
+            raise SandboxUnsupported(f"the file {error}") from None

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common.failures import ConfigurationError
-from workers.sandboxes.config import ENV
-from workers.sandboxes.protocol import Limits, Sandbox
+from workers.sandboxes.agent_sandbox import ENV
+from workers.sandboxes.protocol import Sandbox
+from workers.sandboxes.spec import Limits
 
 LIMITS = Limits(disk_mb=8, inodes=64, ttl=60, wall=20)
 """Of the jail that is looked at; odd on purpose, so that they are not a host's own."""

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from common.failures import ConfigurationError
 from common.model import Contract
-from workers.sandboxes.cgroups import Cgroup
+from workers.sandboxes.nsjail.cgroups import Cgroup
 from workers.sandboxes.processes import ProcessMark
 
 SLOTS = 50_000
