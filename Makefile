@@ -3,9 +3,9 @@ V := .venv/bin
 DEMO := output/demo
 export PATH := $(CURDIR)/$(V):$(PATH)
 
-.PHONY: help setup demo test chaos lint format lock bench clean
+.PHONY: help setup demo test test-docker chaos lint format lock bench clean
 help:
-	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
 setup:  ## install the locked packages into .venv (the other targets do this first)
 	@scripts/setup.sh dev
@@ -17,6 +17,10 @@ demo:  ## 24 tasks, a real model, real jails: trajectories, reviews and an SFT f
 test:  ## the whole test suite
 	@scripts/setup.sh dev
 	$(V)/pytest
+
+test-docker:  ## what needs Docker: both other back-ends for real, the worker in a container (as root)
+	@scripts/setup.sh dev
+	@scripts/test-docker.sh
 
 chaos:  ## the proofs under fire in their long forms, about half an hour (FLEET_CHAOS_SEED=n)
 	@scripts/setup.sh dev

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [engine|latency|episodes|peers|path|llm]… [--write FILE]`.
+"""`python -m benchmarks [engine|latency|episodes|peers|path|llm|sandboxes]… [--write FILE]`.
 
 Measures and prints one table, goals beside the numbers; none of them decides a test. Without names
 it runs all, in about six minutes. `--write docs/benchmarks.md` rewrites that page from this run.
@@ -24,6 +24,7 @@ MODULES = {
     "peers": "peers.compare",
     "path": "whole_path",
     "llm": "llm_client",
+    "sandboxes": "sandboxes",
 }
 COMMAND = "python -m benchmarks --write docs/benchmarks.md"
 

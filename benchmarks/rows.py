@@ -14,7 +14,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound from issue 3, "Speed"."""
+    """A bound that the project set itself."""
 
     bound: float
     kind: Literal["at least", "at most"]

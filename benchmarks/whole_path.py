@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from benchmarks.rows import Row, Section
-from workers.sandboxes.protocol import SandboxSpec
-from workers.sandboxes.registry import provider
+from workers.sandboxes.nsjail.provider import NsjailProvider
+from workers.sandboxes.spec import SandboxSpec
 
 N = 200
 CODE = "print(6 * 7)"
@@ -74,7 +74,7 @@ def _jails(n: int) -> tuple[float, float]:
     """One jail session each, the program once in it; nothing else of the fleet."""
 
     async def run() -> None:
-        jails = provider("nsjail")
+        jails = NsjailProvider()
         await jails.probe()
         slots = asyncio.Semaphore(8)
 

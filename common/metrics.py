@@ -130,6 +130,9 @@ class Metrics:
             "fleet_sandbox_failures", "Sandboxes that gave way.", "backend", "phase", "error_type"
         )
         self.sandboxes = gauge("fleet_sandboxes_active", "Sandboxes open now.", "backend")
+        self.sandboxes_idle = gauge(
+            "fleet_sandboxes_idle", "Sandboxes kept ready for the next episodes.", "backend"
+        )
         self.reaped = counter("fleet_sandboxes_reaped", "Left-overs ended.", "backend")
 
         # Reviewer

@@ -38,6 +38,9 @@ class Settings(BaseSettings):
         )
     )
     """Model weights, fetched once."""
+    packages: Path = Field(default_factory=lambda: _data_folder() / "packages")
+    """Python packages that tasks may ask for, made by `fleet packages prepare`. Started by root,
+    each jail is a user of its own, so every user must be able to get there."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """/metrics, /healthz, /readyz. 0: a free port, printed in the log."""
     metrics_host: str = "127.0.0.1"
@@ -70,8 +73,28 @@ class Settings(BaseSettings):
     # Workers
     concurrency: int = Field(default=8, ge=1, le=1000)
     sandbox: str = "nsjail"
+    """nsjail, docker or opensandbox."""
+    sandbox_pool: int = Field(default=2, ge=0, le=100)
+    """Sandboxes kept ready for each scene of a worker. 0: each is started when it is needed."""
     step_timeout: float = Field(default=30.0, gt=0)
     """Seconds for one tool call."""
+    allow_unsafe: bool = False
+    """Work although a sandbox does not hold what it promises; each trajectory then says so."""
+    docker_image: str | None = None
+    """Of the docker back-end, for tasks that name none. It needs Python 3.9 or newer."""
+    docker_pull: Literal["never", "missing"] = "never"
+    """Whether images that are not on the host are fetched."""
+    opensandbox_domain: str | None = None
+    """Host and port of the OpenSandbox server (0.1.9 or newer)."""
+    opensandbox_protocol: Literal["http", "https"] = "http"
+    opensandbox_api_key: SecretStr | None = None
+    opensandbox_image: str = "python:3.13-slim-trixie"
+    """For tasks that name none. It needs Python 3.9 or newer."""
+    opensandbox_proxy: bool = False
+    """Reach sandboxes through the server, where they cannot be reached directly."""
+    opensandbox_network: Literal["policy", "closed"] = "policy"
+    """How programs are kept off the network: by the server's egress sidecar, or because the network
+    it puts sandboxes into has no way out."""
 
     # Models, in the order in which they are chosen when several are set
     gemini_api_key: SecretStr | None = Field(
@@ -124,6 +147,13 @@ class Settings(BaseSettings):
     @cached_property
     def host(self) -> str:
         return socket.gethostname()
+
+
+def _data_folder() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/trajectory-fleet")
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "trajectory-fleet"
 
 
 def load(**overrides: object) -> Settings:

@@ -134,6 +134,9 @@ class EnvironmentInfo(Contract):
     versions: dict[str, str] = Field(default_factory=dict)
     image_digest: str | None = None
     limits: dict[str, JsonValue] = Field(default_factory=dict)
+    unsafe: tuple[str, ...] | None = None
+    """The promises that did not hold, where the worker was told to go on all the same
+    (`--allow-unsafe`); null where it was not told so, and all of them held."""
 
     @property
     def is_standin(self) -> bool:

@@ -28,11 +28,13 @@ from fleet import status as status_view
 from fleet.arguments import scene_name
 from fleet.audit import audit_app
 from fleet.budget import budget_app
+from fleet.checkup import doctor
 from fleet.children import python
 from fleet.context import Output, clean, err, fail, guard, out, settings_for, store_of, with_server
 from fleet.control import control_app
 from fleet.dead import dead_app
 from fleet.drain import drain_app
+from fleet.packages import packages_app
 from fleet.schemas import schema
 from fleet.show import show as show_trajectory
 from fleet.tasksfile import read_tasks
@@ -47,10 +49,10 @@ app = typer.Typer(
 )
 for commands in (control_app, drain_app, audit_app):
     app.add_typer(commands)  # without a name: `fleet pause`, not `fleet control pause`
-app.add_typer(dead_app, name="dead")
+for name, commands in (("dead", dead_app), ("budget", budget_app), ("packages", packages_app)):
+    app.add_typer(commands, name=name)
 app.command(epilog="Example: fleet schema task")(schema)
-app.add_typer(budget_app, name="budget")
-
+app.command(epilog="Example: fleet doctor")(doctor)
 EXIT_NO_MODEL = 69
 """EX_UNAVAILABLE of sysexits.h: no provider configured, and no embedded model to be had."""
 
@@ -82,6 +84,13 @@ def up(
     budget_tokens: Annotated[
         int | None, typer.Option(min=0, help="Tokens models may use, in all.")
     ] = None,
+    allow_unsafe: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unsafe",
+            help="Work although sandboxes do not hold what they promise; trajectories say so.",
+        ),
+    ] = False,
 ) -> None:
     """Bring up everything in this terminal: server, model, dispatcher, workers, reviewer.
 
@@ -92,7 +101,7 @@ def up(
 
     settings = settings_for(
         output, concurrency=concurrency, agent=agent,
-        budget_usd=budget_usd, budget_tokens=budget_tokens,
+        budget_usd=budget_usd, budget_tokens=budget_tokens, allow_unsafe=allow_unsafe or None,
     )  # fmt: skip
     scenes = scene or list(SCENES)
     for name in scenes:
@@ -354,22 +363,6 @@ def export(
     out.print(f"{done.rows} rows in {target}")
     for reason, count in sorted(done.left_out.items()):
         out.print(Text(f"{count} left out: {reason}", style="dim"))
-
-
-@app.command(epilog="Example: fleet doctor")
-def doctor(output: Output = None) -> None:
-    """Check everything the fleet stands on, and say how to mend what is wrong."""
-    from fleet.doctor import examine
-
-    findings = asyncio.run(examine(settings_for(output)))
-    shown = Table("", "what", "finding")
-    marks = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "broken": ("✗", "red")}
-    for finding in findings:
-        mark, style = marks[finding.state]
-        shown.add_row(Text(mark, style=style), finding.what, Text(finding.detail))
-    out.print(shown)
-    if any(finding.state == "broken" for finding in findings):
-        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: fleet model")

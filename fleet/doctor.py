@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,8 @@ from common.queue.connection import Server, ServerGone
 from common.queue.embedded import EmbeddedServer
 from common.settings import Settings
 from common.store import Store, StoreError
-from workers.sandboxes.registry import provider
+from workers.sandboxes.python_packages import PREPARE
+from workers.sandboxes.registry import BACKENDS, backend
 
 _GIB = 1 << 30
 
@@ -33,14 +35,19 @@ class Finding:
     """One thing looked at."""
 
     what: str
-    state: Literal["ok", "warning", "broken"]
+    state: Literal["ok", "warning", "broken", "not used"]
     detail: str
 
 
 async def examine(settings: Settings) -> list[Finding]:
     """Look at everything; nothing is changed. Each look has a deadline."""
     looks: list[tuple[str, Callable[[Settings], Awaitable[Finding]]]] = [
-        ("python", _python), ("sandbox", _sandbox), ("queue server", _server), ("model", _model),
+        ("python", _python),
+        *(
+            (f"sandbox {name}", partial(_sandbox, name=name))
+            for name in dict.fromkeys((settings.sandbox, *BACKENDS))
+        ),
+        ("queue server", _server), ("model", _model),
         ("output", _output), ("disk", _disk), ("port", _port),
     ]  # fmt: skip
     found = []
@@ -62,14 +69,30 @@ async def _python(_: Settings) -> Finding:
     return Finding("python", "ok", f"{version}, {os.cpu_count()} cores")
 
 
-async def _sandbox(settings: Settings) -> Finding:
-    backend = provider(settings.sandbox)
+async def _sandbox(settings: Settings, name: str) -> Finding:
+    """Look at one back-end: the configured one must be there, the others may."""
+    what, chosen = f"sandbox {name}", name == settings.sandbox
+    trouble: Literal["broken", "warning"] = "broken" if chosen else "warning"
     try:
-        report = await backend.probe()
-    finally:
-        await backend.close()
-    kept = ", ".join(f"{name}: {how}" for name, how in report.enforced.items())
-    return Finding("sandbox", "ok", f"{report.backend} started a jail; {kept}")
+        provider = backend(settings.model_copy(update={"sandbox": name}))
+        try:
+            report = await provider.probe()
+        finally:
+            await provider.close()
+    except (ConfigurationError, FleetError) as error:
+        return Finding(what, "broken" if chosen else "not used", str(error))
+    kept = ", ".join(f"{promise}: {how}" for promise, how in report.enforced.items())
+    if "packages" in provider.capabilities:
+        names = (
+            [f"{n} {one.version}" for n, one in report.packages.packages.items()]
+            if (report.packages)
+            else [f"none (`{PREPARE}`)"]
+        )
+        kept += f"; Python packages: {', '.join(names)}"
+    if report.broken:
+        detail = f"NOT HELD: {'; '.join(report.broken)}. {report.advice} Held: {kept}"
+        return Finding(what, trouble, detail)
+    return Finding(what, "ok", f"tried in a real one; {kept}")
 
 
 async def _server(settings: Settings) -> Finding:

@@ -179,6 +179,7 @@ class Fleet:
             FLEET_OUTPUT=str(settings.output.resolve()),
             FLEET_AGENT=settings.agent,
             FLEET_COMMIT=settings.commit or _commit(),
+            FLEET_ALLOW_UNSAFE="true" if settings.allow_unsafe else None,
         )
         announced = await self._start_model() if plan.needs_model else None
         # They get ready while the model loads, and wait for it; the file comes last, so that

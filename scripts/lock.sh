@@ -10,5 +10,11 @@ compile() {
 }
 compile base
 compile embedded --extra embedded -c requirements/base.lock
-compile dev --extra embedded --group dev -c requirements/embedded.lock
+compile dev --extra embedded --extra opensandbox --group dev -c requirements/embedded.lock
+# For the Python of any host's sandboxes (fleet packages prepare), so from the oldest on.
+(
+  cd requirements
+  uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.9 \
+    --no-build sandbox.in -o sandbox.lock
+)
 ! grep -nE 'https?://' requirements/*.lock

@@ -10,8 +10,8 @@ import pytest
 
 from common.task import ReferenceAction, Task
 from common.trajectory import Verdict
+from workers.sandboxes.nsjail.provider import NsjailProvider
 from workers.sandboxes.protocol import SandboxProvider
-from workers.sandboxes.registry import provider
 from workers.sandboxes.spec import SandboxSpec
 from workers.scenes.code import CodeConstraints
 from workers.verify.base import World, verify
@@ -57,7 +57,7 @@ PLAUSIBLE = {
 
 @pytest.fixture
 async def jails() -> AsyncIterator[SandboxProvider]:
-    jails = provider("nsjail")
+    jails = NsjailProvider()
     yield jails
     await jails.close()
 

@@ -112,12 +112,17 @@ def main() -> int:
         "--no-model", action="store_true",
         help="serve only tasks whose agent is oracle or nop; no provider is needed",
     )  # fmt: skip
+    parser.add_argument(
+        "--allow-unsafe", action="store_true", default=None,
+        help="work although sandboxes do not hold what they promise; every trajectory says so",
+    )  # fmt: skip
     args = parser.parse_args()
     scenes = list(dict.fromkeys(args.scenes))
     return run(
         "worker",
         lambda service: work(service, scenes, needs_model=not args.no_model),
         concurrency=args.concurrency,
+        allow_unsafe=args.allow_unsafe,
     )
 
 

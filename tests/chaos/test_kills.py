@@ -14,7 +14,7 @@ from common.queue.connection import Server
 from common.queue.embedded import EmbeddedServer
 from common.queue.scene_queue import SceneQueue
 from tests.e2e.fleet import attempts, end, environment, printing
-from workers.sandboxes.registry import provider
+from workers.sandboxes.nsjail.provider import NsjailProvider
 
 TASKS = 200
 WORKERS = 4
@@ -115,7 +115,7 @@ async def test_200_tasks_survive_kills_of_every_process(tmp_path: Path) -> None:
         assert len(reviewed) == 1, task
         assert reviewed[0].success
 
-    jails = provider("nsjail")
+    jails = NsjailProvider()
     await jails.reap()
     assert await jails.reap() == 0
     await jails.close()

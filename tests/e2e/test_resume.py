@@ -26,7 +26,7 @@ from fleet.show import show
 from tests.e2e.fleet import attempts, process
 from tests.e2e.test_model_faults import standin
 from tests.helpers import eventually, units
-from workers.sandboxes.registry import provider
+from workers.sandboxes.nsjail.provider import NsjailProvider
 
 STEPS = 6
 ASKING = 2
@@ -104,7 +104,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     finally:
         await server.close()
         valkey.stop()
-        jails = provider("nsjail")  # of the workers that were killed
+        jails = NsjailProvider()  # of the workers that were killed
         await jails.reap()
         await jails.close()
 

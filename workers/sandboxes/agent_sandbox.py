@@ -9,12 +9,14 @@ from uuid import uuid4
 
 from pydantic import Field, JsonValue
 
+from common.logs import logger
 from common.model import Contract
-from workers.sandboxes.channel import Channel, Reply
+from workers.sandboxes.channel import OnPiece, Reply
 from workers.sandboxes.protocol import (
     ExecResult,
     FileInfo,
     OnOutput,
+    Sandbox,
     SandboxLost,
     SandboxPathError,
     SandboxUnsupported,
@@ -22,10 +24,17 @@ from workers.sandboxes.protocol import (
 )
 from workers.sandboxes.spec import Limits, SandboxSpec
 
+log = logger("sandbox")
+
 GRACE = 5.0
 """Seconds beyond a program's own timeout before the agent counts as lost."""
 FILE_PATIENCE = 30.0
 """Seconds for one file operation, on a machine that is busy with other things."""
+MAX_WORDS = 1 << 20
+"""Characters of a command with its environment. What kernels take is about as much; what the wire
+takes is more, even where JSON needs twelve bytes for a character."""
+MAX_PATH = 4096
+"""Characters of a path, as for the kernel."""
 
 ENV = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -54,11 +63,35 @@ class Jail(Protocol):
         """Return (processes killed for memory, processes refused), as far as the host counts."""
         ...
 
-    def label(self, labels: Mapping[str, str]) -> None: ...
+    def label(self, labels: Mapping[str, str]) -> None:
+        """Note whose it is now; called in a thread, may wait for a disk. Raises `OSError`."""
+        ...
 
     async def end(self) -> None:
-        """Kill it and remove all traces. Never raises, takes seconds at most; called once."""
+        """Kill it and remove all traces. Never raises, takes seconds at most; idempotent."""
         ...
+
+
+class Line(Protocol):
+    """How requests get to the agent, one at a time: a `Channel`, or what acts like one."""
+
+    lost: str | None
+
+    @property
+    def busy(self) -> bool: ...
+
+    async def call(
+        self,
+        op: str,
+        *raw: bytes,
+        patience: float,
+        on_piece: OnPiece | None = None,
+        **fields: JsonValue | Sequence[str],
+    ) -> Reply: ...
+
+    def fail(self, reason: str) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class ProgramReply(Contract):
@@ -81,7 +114,7 @@ class AgentSandbox:
         backend: str,
         limits: Limits,
         jail: Jail,
-        channel: Channel,
+        channel: Line,
         enforced: dict[str, JsonValue],
         on_close: Callable[[AgentSandbox], None],
     ) -> None:
@@ -89,11 +122,14 @@ class AgentSandbox:
         self.id = f"{backend}-{uuid4().hex[:12]}"
         self.enforced = enforced
         self._limits = limits
+        # MiB of what is handed over: the agent holds it in memory, and maybe the file is there too.
+        self._largest = min(limits.file_mb, limits.memory_mb // 2)
         self._jail = jail
         self._on_close = on_close
         self._channel = channel
         self._counters = jail.counters()
         self._closing: asyncio.Task[None] | None = None
+        self._noting: asyncio.Task[None] | None = None
         self._live_for(limits.ttl)
 
     @classmethod
@@ -102,30 +138,31 @@ class AgentSandbox:
         backend: str,
         spec: SandboxSpec,
         jail: Jail,
-        channel: Channel,
+        channel: Line,
         enforced: dict[str, JsonValue],
         on_close: Callable[[AgentSandbox], None],
         *,
         env: Mapping[str, str] = ENV,
-        packages: Sequence[str] = (),
         memory: int = 0,
         patience: float,
     ) -> AgentSandbox:
         """Set a freshly started agent up, and put the files of the spec in.
 
-        ``packages`` are folders on its Python's path; ``memory`` is what it has to watch itself,
-        in bytes, 0 where a control group does. Raises `SandboxLost` when the agent does not answer
-        within ``patience`` seconds, `SandboxUnsupported` for a file that cannot be.
+        ``memory`` is what it has to watch itself, in bytes; 0 where a control group does. Raises
+        `SandboxLost` when the agent does not answer within ``patience`` seconds,
+        `SandboxUnsupported` for a file that cannot be.
         """
         await channel.call(
             "setup", env={**env, **spec.env}, cpu=spec.limits.cpu, memory=memory,
-            ttl=spec.limits.ttl, packages=list(packages), patience=patience,
+            ttl=spec.limits.ttl, patience=patience,
         )  # fmt: skip
         sandbox = cls(backend, spec.limits, jail, channel, enforced, on_close)
         try:
             await put_files(sandbox, spec.files)
         except BaseException:
             sandbox._timer.cancel()
+            if sandbox._closing:
+                await asyncio.wait([sandbox._closing])
             raise
         return sandbox
 
@@ -140,6 +177,10 @@ class AgentSandbox:
         background: bool = False,
         on_output: OnOutput | None = None,
     ) -> ExecResult:
+        words = [command] if isinstance(command, str) else [*command]
+        words += [cwd or "", *(env or {}), *(env or {}).values()]
+        if sum(map(len, words)) > MAX_WORDS:
+            return not_started("Argument list too long")
         return await self._program(
             "exec",
             stdin,
@@ -163,19 +204,22 @@ class AgentSandbox:
         source = code.encode("utf-8", "surrogatepass")
         return await self._program("python", stdin, source, timeout=timeout, on_output=on_output)
 
+    async def end_background(self) -> None:
+        await self._call("clear", patience=FILE_PATIENCE)
+
     async def read_file(self, path: str, *, max_bytes: int | None = None) -> bytes:
         limit = self._limits.read_bytes
         limit = limit if max_bytes is None else min(max_bytes, limit)
-        reply = await self._call("read", path=path, limit=limit, patience=FILE_PATIENCE)
+        reply = await self._file("read", path, limit=limit)
         return reply.raw[0]
 
     async def write_file(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
-        if len(data) > self._limits.file_mb << 20:
-            raise SandboxPathError(f"{path}: larger than {self._limits.file_mb} MiB")
-        await self._call("write", data, path=path, mode=mode, patience=FILE_PATIENCE)
+        if len(data) > self._largest << 20:
+            raise SandboxPathError(f"{path[:100]}: larger than {self._largest} MiB")
+        await self._file("write", path, data, mode=mode)
 
     async def list_dir(self, path: str = ".") -> list[FileInfo]:
-        reply = await self._call("list", path=path, patience=FILE_PATIENCE)
+        reply = await self._file("list", path)
         try:
             return [
                 FileInfo(name=name, kind=kind, size=size)
@@ -190,7 +234,13 @@ class AgentSandbox:
         self._live_for(ttl)
 
     async def label(self, labels: Mapping[str, str]) -> None:
-        self._jail.label(labels)
+        if self._closing:
+            raise SandboxLost(f"sandbox {self.id} is closed")
+        if self._noting is not None:
+            await asyncio.wait([self._noting])  # the later labels are to stay
+        # Beside everything else: a file is written, and no episode has to wait for a disk.
+        note = asyncio.to_thread(self._jail.label, dict(labels))
+        self._noting = asyncio.create_task(note, name=f"label {self.id}")
 
     async def is_alive(self) -> bool:
         if self._closing or self._channel.lost or not self._jail.running:
@@ -216,6 +266,11 @@ class AgentSandbox:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
+    async def _file(self, op: str, path: str, *raw: bytes, **fields: JsonValue) -> Reply:
+        if len(path) > MAX_PATH:
+            raise SandboxPathError(f"{path[:100]}...: File name too long")
+        return await self._call(op, *raw, path=path, patience=FILE_PATIENCE, **fields)
+
     async def _program(
         self,
         op: str,
@@ -226,9 +281,11 @@ class AgentSandbox:
         **fields: JsonValue | Sequence[str],
     ) -> ExecResult:
         limits = self._limits
-        if len(stdin) > limits.file_mb << 20:
-            reason = f"stdin is larger than {limits.file_mb} MiB"
-            return ExecResult(status="error", exit_code=None, stdout="", stderr=reason, duration=0)
+        for what, data in zip(("stdin", "the program"), (stdin, *raw), strict=False):
+            if len(data) > self._largest << 20:
+                return not_started(f"{what} is larger than {self._largest} MiB")
+        if self._closing:
+            raise SandboxLost(f"sandbox {self.id} is closed")
         wall = limits.wall if timeout is None else timeout
         said = Said(limits.output_bytes, on_output)
         try:
@@ -289,9 +346,9 @@ class AgentSandbox:
         """Kill what is left of the jail, and say what happened."""
         if asyncio.get_running_loop().time() >= self._timer.when():
             reason = f"it lived longer than its ttl of {self._ttl:g} s"
-        log = "" if self._closing else await self._jail.log()
+        said = "" if self._closing else await self._jail.log()
         await self.close()
-        return SandboxLost(f"sandbox {self.id} is lost: {reason}" + (f" [{log}]" if log else ""))
+        return SandboxLost(f"sandbox {self.id} is lost: {reason}" + (f" [{said}]" if said else ""))
 
     def _live_for(self, ttl: float) -> None:
         """End the sandbox after so many seconds; its agent does the same by itself."""
@@ -305,9 +362,17 @@ class AgentSandbox:
             self._closing = asyncio.create_task(self._end(), name=f"expire {self.id}")
 
     async def _end(self) -> None:
+        if self._noting is not None:
+            await asyncio.wait([self._noting])  # or it would write down a sandbox that is gone
+            if error := self._noting.exception():
+                log.warning("sandbox.unlabelled", sandbox=self.id, error=str(error))
         await self._jail.end()
         await self._channel.close()
         self._on_close(self)
+
+
+def not_started(reason: str) -> ExecResult:
+    return ExecResult(status="error", exit_code=None, stdout="", stderr=reason, duration=0)
 
 
 class Said:
@@ -331,7 +396,7 @@ class Said:
         return ExecResult(stdout=out, stderr=err + note, **fields)
 
 
-async def put_files(sandbox: AgentSandbox, files: Mapping[str, bytes]) -> None:
+async def put_files(sandbox: Sandbox, files: Mapping[str, bytes]) -> None:
     """Write the files of a spec. Raises `SandboxUnsupported` naming the one that cannot be."""
     for path, data in files.items():
         try:

@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue
 
 from common.failures import FailureKind, FleetError
 from common.model import Contract
+from workers.sandboxes.python_packages import Manifest
 from workers.sandboxes.spec import SandboxSpec
 
 Status = Literal["ok", "error", "timeout", "oom", "output_limit", "pids_limit", "killed"]
@@ -101,6 +102,10 @@ class ProbeReport(Contract):
     broken: tuple[str, ...] = ()
     """Each promise that is not kept, in words for an operator. A worker refuses to start with any
     unless it was told `--allow-unsafe`."""
+    advice: str = ""
+    """What would mend that, as far as it can be seen."""
+    packages: Manifest | None = None
+    """The Python packages prepared for it, if any are."""
 
 
 class Sandbox(Protocol):
@@ -147,6 +152,10 @@ class Sandbox(Protocol):
         """Run a Python program in a fresh process, as `python -c` would, but cheaper."""
         ...
 
+    async def end_background(self) -> None:
+        """Kill every program in the background, so that nothing but this call's follower runs."""
+        ...
+
     async def read_file(self, path: str, *, max_bytes: int | None = None) -> bytes:
         """Return a regular file's content. Raises `SandboxPathError`; also when it is larger."""
         ...
@@ -167,7 +176,7 @@ class Sandbox(Protocol):
         ...
 
     async def label(self, labels: Mapping[str, str]) -> None:
-        """Note whose it is now, for people who look at the host.
+        """Note whose it is now, soon, for people who look at the host.
 
         Back-ends whose marks are fixed at the start (docker) keep those of the owner only.
         """

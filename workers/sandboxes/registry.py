@@ -5,17 +5,82 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from common.failures import ConfigurationError
+from common.metrics import Metrics
+from common.settings import Settings
 from workers.sandboxes.nsjail.provider import NsjailProvider
-from workers.sandboxes.protocol import SandboxProvider
+from workers.sandboxes.pool import Pool
+from workers.sandboxes.protocol import ProbeReport, SandboxProvider
 
-PROVIDERS: dict[str, Callable[[], SandboxProvider]] = {"nsjail": NsjailProvider}
+
+def _nsjail(settings: Settings) -> SandboxProvider:
+    return NsjailProvider(packages=settings.packages)
 
 
-def provider(name: str) -> SandboxProvider:
-    """Return a back-end. Raises `ConfigurationError` for a name nobody knows."""
+def _docker(settings: Settings) -> SandboxProvider:
+    from workers.sandboxes.docker.provider import DockerProvider
+
+    return DockerProvider(image=settings.docker_image, pull=settings.docker_pull)
+
+
+def _opensandbox(settings: Settings) -> SandboxProvider:
+    from workers.sandboxes.opensandbox.provider import OpenSandboxProvider
+    from workers.sandboxes.opensandbox.settings import OpenSandboxSettings
+
+    if settings.opensandbox_domain is None:
+        raise ConfigurationError(
+            "the opensandbox back-end needs FLEET_OPENSANDBOX_DOMAIN, the host:port of its server"
+        )
+    return OpenSandboxProvider(
+        OpenSandboxSettings(
+            domain=settings.opensandbox_domain,
+            protocol=settings.opensandbox_protocol,
+            api_key=settings.opensandbox_api_key,
+            image=settings.opensandbox_image,
+            use_server_proxy=settings.opensandbox_proxy,
+            network=settings.opensandbox_network,
+        )
+    )
+
+
+BACKENDS: dict[str, Callable[[Settings], SandboxProvider]] = {
+    "nsjail": _nsjail,
+    "docker": _docker,
+    "opensandbox": _opensandbox,
+}
+"""Imported only when they are chosen: an extra may be missing."""
+
+
+def backend(settings: Settings) -> SandboxProvider:
+    """Return the configured back-end. Raises `ConfigurationError` for a name nobody knows."""
     try:
-        make = PROVIDERS[name]
+        make = BACKENDS[settings.sandbox]
     except KeyError:
-        known = ", ".join(sorted(PROVIDERS))
-        raise ConfigurationError(f"no sandbox back-end {name!r}; there are: {known}") from None
-    return make()
+        known = ", ".join(sorted(BACKENDS))
+        raise ConfigurationError(
+            f"no sandbox back-end {settings.sandbox!r}; there are: {known}"
+        ) from None
+    return make(settings)
+
+
+def pooled(settings: Settings, metrics: Metrics) -> SandboxProvider:
+    """Return the configured back-end with some sandboxes kept ready, as episodes use it."""
+    made = backend(settings)
+    if not settings.sandbox_pool:
+        return made
+    return Pool(made, settings.sandbox_pool, metrics.sandboxes_idle.labels(made.backend).set)
+
+
+def admit(report: ProbeReport, *, allow_unsafe: bool) -> tuple[str, ...] | None:
+    """Return what every trajectory has to say about broken promises.
+
+    None: all hold, or nobody asked. Raises `ConfigurationError` where one is broken, unless the
+    operator said that it may be.
+    """
+    if report.broken and not allow_unsafe:
+        advice = f"; {report.advice}" if report.advice else ""
+        raise ConfigurationError(
+            f"the {report.backend} sandboxes do not hold what they promise: "
+            f"{'; '.join(report.broken)}{advice}. (--allow-unsafe works all the same, and every "
+            "trajectory then says so.)"
+        )
+    return report.broken if allow_unsafe else None

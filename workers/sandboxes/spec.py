@@ -31,7 +31,8 @@ class Limits(Contract):
     inodes: int = Field(default=4096, ge=16)
     file_mb: int = Field(default=64, ge=1)
     """The largest single file."""
-    open_files: int = Field(default=256, ge=16)
+    open_files: int = Field(default=256, ge=32)
+    """Of each process; the agent itself needs some twenty."""
     output_bytes: int = Field(default=1 << 20, ge=1024)
     """Of stdout, and of stderr, for one `exec`; the program is stopped when it writes more."""
     read_bytes: int = Field(default=10 << 20, ge=1024)

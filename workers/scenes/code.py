@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.failures import Failure, FailureKind
+from common.logs import logger
 from common.metrics import Metrics
 from common.model import Contract, explain
 from common.settings import Settings
@@ -20,11 +21,15 @@ from workers.sandboxes.protocol import (
     SandboxError,
     SandboxPathError,
     SandboxProvider,
+    refusal,
 )
-from workers.sandboxes.registry import provider
-from workers.sandboxes.spec import Limits, SandboxSpec
+from workers.sandboxes.python_packages import objection
+from workers.sandboxes.registry import admit, pooled
+from workers.sandboxes.spec import Limits, NetworkPolicy, SandboxSpec
 from workers.tools import Tool, Toolbox, ToolOutput, parameters
 from workers.verify.base import InvalidTask, World, validate_checks, verify
+
+log = logger("code")
 
 _SYNTAX = ("SyntaxError", "IndentationError", "TabError")
 _TEXT = {"type": "string"}
@@ -39,10 +44,29 @@ class CodeConstraints(Contract):
     """What the program is to be written in: that tool is shown first where nothing else says."""
     only_expected_tools: bool = False
     """Show the agent no other tools than `expected_tools` (and `finish`)."""
-    network: Literal["none"] = "none"
+    python_packages: tuple[str, ...] = ()
+    """What programs can import besides the standard library, of those prepared on the worker's
+    host (`fleet packages list`)."""
+    image: str | None = None
+    """What the sandbox is made of, where the back-end runs images (docker, opensandbox)."""
+    network: Literal["none", "loopback", "allowlist"] = "none"
+    """`loopback`: programs can talk to each other on 127.0.0.1. `allowlist`: and reach `hosts`."""
+    hosts: tuple[str, ...] = ()
+    keep_background: bool = False
+    """Let what the agent left running in the background live while checks look, for tasks whose
+    result is a running program. It may also tamper with the checks."""
     memory_mb: int = Field(default=512, ge=64, le=8192)
     disk_mb: int = Field(default=64, ge=1, le=4096)
     pids: int = Field(default=64, ge=8, le=1024)
+
+    @property
+    def policy(self) -> NetworkPolicy:
+        return NetworkPolicy(mode=self.network, hosts=self.hosts)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        _ = self.policy  # raises for hosts that do not go with the network
+        return self
 
     @field_validator("files")
     @classmethod
@@ -63,9 +87,13 @@ class CodeScene:
         self._settings = settings
         self._metrics = metrics
         self._report: ProbeReport | None = None
+        self._unsafe: tuple[str, ...] | None = None
 
     async def open(self) -> dict[str, str]:
         self._report = await self._provider.probe()
+        self._unsafe = admit(self._report, allow_unsafe=self._settings.allow_unsafe)
+        for promise in self._unsafe or ():
+            log.warning("sandbox.unsafe", backend=self._report.backend, broken=promise)
         return {"backend": self._report.backend, **self._report.versions}
 
     async def reap(self) -> int:
@@ -79,9 +107,11 @@ class CodeScene:
 
     def objections(self, task: Task) -> list[tuple[str, str]]:
         try:
-            CodeConstraints.model_validate(task.constraints)
+            constraints = CodeConstraints.model_validate(task.constraints)
         except ValidationError as error:
             return [(f"constraints.{field}", reason) for field, reason in explain(error)]
+        if problem := self._lacks(constraints):
+            return [problem]
         missing = [t for t in task.tools_to_show() if t not in _TOOL_NAMES]
         if missing and len(missing) == len(task.tools_to_show()):
             return [("expected_tools", f"the code scene has none of {', '.join(missing)}")]
@@ -106,10 +136,31 @@ class CodeScene:
                 disk_mb=constraints.disk_mb,
                 pids=constraints.pids,
             ),
-            network=constraints.network,
+            network=constraints.policy,
+            image=constraints.image,
+            packages=constraints.python_packages,
             labels=labels,
         )
-        return CodeEnvironment(task, constraints, spec, self._provider, self._report, self._metrics)
+        world = CodeEnvironment(
+            task, constraints, spec, self._provider, self._report, self._metrics
+        )
+        world.info = world.info.model_copy(update={"unsafe": self._unsafe})
+        return world
+
+    def _lacks(self, constraints: CodeConstraints) -> tuple[str, str] | None:
+        """Say which constraint this worker cannot meet, and why; None if it can meet all."""
+        for field, spec in (
+            ("image", SandboxSpec(image=constraints.image)),
+            ("network", SandboxSpec(network=constraints.policy)),
+            ("python_packages", SandboxSpec(packages=constraints.python_packages)),
+        ):
+            if reason := refusal(spec, self._provider.capabilities):
+                return f"constraints.{field}", f"the {self._provider.backend} back-end {reason}"
+        if self._report and (
+            reason := objection(constraints.python_packages, self._report.packages)
+        ):
+            return "constraints.python_packages", reason
+        return None
 
 
 class CodeEnvironment:
@@ -132,13 +183,13 @@ class CodeEnvironment:
         self._sandbox: Sandbox | None = None
         self._last_stdout: str | None = None
         self._timeout = spec.limits.wall
+        self._left_running = False
         first = task.tools_to_show()
         if not first and constraints.language is not None:
             first = ("run_python",) if constraints.language == "python" else ("run_shell",)
         self.tools = Toolbox.of(self._tools(), first=first, only=constraints.only_expected_tools)
-        self.info = EnvironmentInfo(
-            backend=provider.backend, versions=dict(report.versions) if report else {}
-        )
+        self._packages = report and report.packages
+        self.info = EnvironmentInfo(backend=provider.backend, versions=self._versions(report))
 
     @property
     def sandbox(self) -> Sandbox:
@@ -171,6 +222,11 @@ class CodeEnvironment:
             except SandboxPathError as error:
                 raise InvalidTask(f"constraints.files.{path}: {error}") from None
         sight = "Python has its standard library only."
+        if "images" in self._provider.capabilities:
+            sight = "Python has its standard library, and what its image brought along."
+        if self._packages and self._constraints.python_packages:
+            names = self._packages.sight(self._constraints.python_packages)
+            sight = f"Python has its standard library and these packages: {names}."
         if self._constraints.files:
             sight += " Files in the work folder: " + ", ".join(self._constraints.files)
         return sight
@@ -186,10 +242,20 @@ class CodeEnvironment:
             return ToolOutput(f"error: {error}", success=False, failure=failure)
 
     async def verify(self, answer: str, steps: list[Step]) -> Verdict:
+        if self._left_running and not self._constraints.keep_background:
+            await self.sandbox.end_background()  # or it could meet the hidden tests
         world = World(
             sandbox=self.sandbox, answer=answer, steps=steps, last_stdout=self._last_stdout
         )
         return await verify(self._task, world)
+
+    def _versions(self, report: ProbeReport | None) -> dict[str, str]:
+        """Return the versions of what programs run on, with the packages that others need."""
+        if report is None:
+            return {}
+        picked = self._constraints.python_packages
+        packages = report.packages.closure(picked) if report.packages else {}
+        return {name: one.version for name, one in packages.items()} | report.versions
 
     # -- tools -------------------------------------------------------------------------------
 
@@ -208,8 +274,17 @@ class CodeEnvironment:
             ),
             Tool(
                 "run_shell",
-                "Run a shell command line in the work folder; returns what it printed.",
-                parameters(["command"], command=_TEXT),
+                "Run a shell command line in the work folder; returns what it printed. Whatever it "
+                "leaves running is killed, unless it is run in the background.",
+                parameters(
+                    ["command"],
+                    command=_TEXT,
+                    background={
+                        "type": "boolean",
+                        "description": "Start it and go on, for servers; returns the file that "
+                        "collects its output.",
+                    },
+                ),
                 self._run_shell,
             ),
             Tool(
@@ -237,8 +312,14 @@ class CodeEnvironment:
         return self._ran(result)
 
     async def _run_shell(self, arguments: dict[str, Any]) -> ToolOutput:
-        result = await self.sandbox.exec(arguments["command"], timeout=self._timeout)
-        return self._ran(result)
+        background = bool(arguments.get("background"))
+        result = await self.sandbox.exec(
+            arguments["command"], timeout=self._timeout, background=background
+        )
+        if result.log is None:
+            return self._ran(result)
+        self._left_running = True
+        return ToolOutput(f"started in the background; its output is in {result.log}")
 
     async def _read_file(self, arguments: dict[str, Any]) -> ToolOutput:
         data = await self.sandbox.read_file(arguments["path"])
@@ -309,4 +390,4 @@ def _failure(result: ExecResult, timeout: float) -> Failure | None:
 
 def build(settings: Settings, metrics: Metrics) -> CodeScene:
     """Return the code scene on the configured sandbox back-end."""
-    return CodeScene(provider(settings.sandbox), settings, metrics)
+    return CodeScene(pooled(settings, metrics), settings, metrics)

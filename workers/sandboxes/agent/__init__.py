@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Literal
 
-PARTS = ("limits", "files", "programs", "children", "step", "background")
+PARTS = ("limits", "files", "programs", "children", "step", "background", "spare", "serve")
 """In the order in which they need each other; the entry module comes last."""
 
 

@@ -7,7 +7,7 @@ import signal
 
 from workers.sandboxes.agent.children import OUR_CHILDREN, Children
 from workers.sandboxes.agent.limits import PR_SET_CHILD_SUBREAPER, prctl
-from workers.sandboxes.agent.programs import RESET_SIGNALS, spawn
+from workers.sandboxes.agent.programs import RESET_SIGNALS, Privileges, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,11 @@ LOG_FOLDER = "/tmp"
 
 
 def start_in_background(
-    children: Children, argv: list[str], env: Mapping[str, str], cwd: str
+    children: Children,
+    argv: list[str],
+    env: Mapping[str, str],
+    cwd: str,
+    less: Privileges | None = None,
 ) -> str:
     """Start a program and leave it running; returns the file with its output.
 
@@ -31,7 +35,7 @@ def start_in_background(
     try:
         keeper = os.fork()
         if keeper == 0:
-            _keep(argv, env, cwd, log, tell)
+            _keep(argv, env, cwd, log, tell, less)
         children.keepers.add(keeper)
         os.close(tell)
         tell = -1
@@ -56,7 +60,14 @@ def _new_log() -> tuple[int, str]:
             number += 1
 
 
-def _keep(argv: list[str], env: Mapping[str, str], cwd: str, log: int, tell: int) -> NoReturn:
+def _keep(
+    argv: list[str],
+    env: Mapping[str, str],
+    cwd: str,
+    log: int,
+    tell: int,
+    less: Privileges | None,
+) -> NoReturn:
     """Be a keeper: start the program, and live as long as anything of it does."""
     try:
         signal.set_wakeup_fd(-1)
@@ -68,7 +79,7 @@ def _keep(argv: list[str], env: Mapping[str, str], cwd: str, log: int, tell: int
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         try:
-            spawn(argv, env, cwd, (null, log, log))
+            spawn(argv, env, cwd, (null, log, log), less)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             os.write(tell, f"{argv[0] if argv else ''}: {reason}".encode("utf-8", "replace"))

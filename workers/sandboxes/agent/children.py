@@ -77,7 +77,10 @@ class Children:
         self.kill_all()
 
     def kill_all(self) -> None:
-        """End every other process there is, at once; only for process 1."""
+        """End every other process there is that we may end, at once.
+
+        Where we are not process 1, this is for a user whose processes all belong to programs.
+        """
         self.keepers.clear()
         deadline = time.monotonic() + KILL_GRACE
         while True:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
+MAX_ENTRIES = 10_000  # in one listing: with the longest names, what a reply can hold
+
 
 class Refused(Exception):
     """A path the program has no right to, or that is not what it should be; told to the worker."""
@@ -29,13 +31,15 @@ def read_file(path: str, limit: int) -> bytes:
             parts.append(part)
             size += len(part)
         raise Refused(f"{path}: larger than {limit} bytes")
+    except MemoryError:
+        raise Refused(f"{path}: not enough memory to read it") from None
     except OSError as error:
         raise _refused(path, error) from None
     finally:
         os.close(fd)
 
 
-def write_file(path: str, data: bytes, mode: int) -> None:
+def write_file(path: str, data: bytes | bytearray, mode: int) -> None:
     """Replace a file at once or not at all; a link at its place is replaced, never followed."""
     if os.path.basename(path) in ("", ".", ".."):  # noqa: PTH119
         raise Refused(f"{path}: not a file name")
@@ -45,6 +49,8 @@ def write_file(path: str, data: bytes, mode: int) -> None:
         if folder:
             os.makedirs(folder, 0o755, exist_ok=True)  # noqa: PTH103
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except RecursionError:
+        raise Refused(f"{path[:100]}...: too deep") from None
     except (OSError, ValueError) as error:
         raise _refused(path, error) from None
     try:
@@ -62,12 +68,14 @@ def write_file(path: str, data: bytes, mode: int) -> None:
 
 def list_dir(path: str) -> list[tuple[str, str, int]]:
     """Return (name, kind, size) of each entry, sorted by name."""
-    entries = []
+    entries: list[tuple[str, str, int]] = []
     try:
         with os.scandir(path) as found:
             for entry in found:
                 info = entry.stat(follow_symlinks=False)
                 name = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
+                if len(entries) == MAX_ENTRIES:
+                    raise Refused(f"{path}: more than {MAX_ENTRIES} entries")
                 entries.append((name, _kind(info.st_mode), info.st_size))
     except (OSError, ValueError) as error:
         raise _refused(path, error) from None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
 LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 36, 38
 
 # Containers see their own control group here, version 1 or 2; jails see none.
 OOM_KILLS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
@@ -39,7 +38,11 @@ def _counter(candidates: tuple[str, ...], name: bytes) -> int:
 
 
 def memory_in_use(exact: bool) -> int:
-    """Bytes of private memory of all programs; ``exact`` shares out what several map."""
+    """Bytes of all programs' memory that no file holds; ``exact`` shares out what several map.
+
+    Memory that is mapped by nobody (memfd, System V) is not to be seen from here: where this is
+    what counts, no program can have any.
+    """
     total = 0
     for pid in os.listdir("/proc"):  # noqa: PTH208
         if not pid.isdigit() or pid == "1":
@@ -48,12 +51,13 @@ def memory_in_use(exact: bool) -> int:
             if exact:
                 with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:  # noqa: PTH123
                     for line in rollup:
-                        if line.startswith(b"Pss_Anon:"):
+                        if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")):
                             total += int(line.split()[1]) * 1024
             else:
-                with open(f"/proc/{pid}/statm", "rb") as statm:  # noqa: PTH123
-                    fields = statm.read().split()
-                total += (int(fields[1]) - int(fields[2])) * PAGE
+                with open(f"/proc/{pid}/status", "rb") as status:  # noqa: PTH123
+                    for line in status:
+                        if line.startswith((b"RssAnon:", b"RssShmem:")):
+                            total += int(line.split()[1]) * 1024
         except (OSError, IndexError):
             continue  # it ended meanwhile
     return total

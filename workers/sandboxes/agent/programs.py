@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 
-from workers.sandboxes.agent.limits import PR_SET_DUMPABLE, prctl
+from workers.sandboxes.agent.limits import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
 
 TYPE_CHECKING = False  # importing it from typing would double the time the agent needs to start
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 WORK = "/work"
 WRITABLE = (WORK, "/tmp", "/dev/shm")
@@ -24,15 +24,45 @@ RESET_SIGNALS = (
 class Program(Exception):
     """Unwinds a forked child out of the agent's frames, so that the program runs on top."""
 
-    def __init__(self, code: bytes) -> None:
+    def __init__(self, code: bytes | bytearray) -> None:
         super().__init__()
         self.code = code
 
 
-def spawn(argv: list[str], env: Mapping[str, str], cwd: str, fds: tuple[int, ...]) -> int:
-    """Start a program with its own session, signals and descriptors 0, 1, 2; returns its pid."""
+class Privileges:
+    """What programs lose, where the agent runs with more than they may have."""
+
+    def __init__(self, wanted: Mapping[str, Any]) -> None:
+        self.user, self.group = wanted["user"], wanted["group"]
+        self.limits = {f"RLIMIT_{name.upper()}": value for name, value in wanted["limits"].items()}
+
+    def drop(self) -> None:
+        """Become that user for good, with those limits and no way to more. Raises `OSError`."""
+        import resource
+
+        for name, value in self.limits.items():
+            resource.setrlimit(getattr(resource, name), (value, value))
+        os.setgroups([])
+        os.setresgid(self.group, self.group, self.group)
+        os.setresuid(self.user, self.user, self.user)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def spawn(
+    argv: list[str],
+    env: Mapping[str, str],
+    cwd: str,
+    fds: tuple[int, ...],
+    less: Privileges | None = None,
+) -> int:
+    """Start a program with its own session, signals and descriptors 0, 1, 2; returns its pid.
+
+    Raises `OSError` or `ValueError` when it cannot be started.
+    """
     if not argv:
         raise ValueError("no command")
+    if less is not None:
+        return _spawn_with_less(argv, env, cwd, fds, less)
     os.chdir(cwd)
     try:
         return os.posix_spawn(
@@ -47,24 +77,91 @@ def spawn(argv: list[str], env: Mapping[str, str], cwd: str, fds: tuple[int, ...
         os.chdir(WORK)
 
 
-def fork(code: bytes, fds: tuple[int, ...]) -> int:
+def _spawn_with_less(
+    argv: list[str],
+    env: Mapping[str, str],
+    cwd: str,
+    fds: tuple[int, ...],
+    less: Privileges,
+) -> int:
+    """Do what posix_spawn cannot: change the user between fork and exec."""
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(tell)
+        trouble = _all_of(told)
+        os.close(told)
+        if not trouble:
+            return pid
+        os.waitpid(pid, 0)
+        code, _, what = trouble.decode("utf-8", "replace").partition(" ")
+        if not int(code):
+            raise ValueError(what)
+        raise OSError(int(code), os.strerror(int(code)), what)
+    try:
+        _take_over(fds, tell)
+        less.drop()
+        os.chdir(cwd)
+        for number in RESET_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        os.execve(_find(argv[0], env.get("PATH", os.defpath)), argv, env)  # noqa: S606
+    except OSError as error:
+        os.write(tell, f"{error.errno} {error.filename or ''}".encode("utf-8", "replace"))
+    except ValueError as error:
+        os.write(tell, f"0 {error}".encode("utf-8", "replace"))
+    finally:
+        os._exit(127)
+
+
+def fork(code: bytes | bytearray, fds: tuple[int, ...], less: Privileges | None = None) -> int:
     """Start a copy of this interpreter that becomes the Python program; returns its pid."""
     pid = os.fork()
     if pid:
         return pid
-    for number, fd in enumerate(fds):
-        os.dup2(fd, number)
-    signal.set_wakeup_fd(-1)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    os.setsid()
-    for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    become_programs_process(fds, less)
     prctl(PR_SET_DUMPABLE, 1)  # or the program could not read its own /proc/self
     raise Program(code)
 
 
-def become(code: bytes) -> NoReturn:
+def become_programs_process(fds: tuple[int, ...], less: Privileges | None, *keep: int) -> None:
+    """Turn a forked copy of the agent into the process of a program."""
+    _take_over(fds, *keep)
+    for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if less is not None:
+        try:
+            less.drop()
+        except OSError:
+            os._exit(5)
+
+
+def _take_over(fds: tuple[int, ...], *keep: int) -> None:
+    """Make these the descriptors 0, 1, 2 of a session of its own; close all others but ``keep``.
+
+    What is kept closes itself at an exec.
+    """
+    signal.set_wakeup_fd(-1)
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+    first = len(fds)
+    for fd in sorted(keep):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    os.setsid()
+
+
+def _all_of(fd: int) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        part = os.read(fd, 4096)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+
+
+def become(code: bytes | bytearray) -> NoReturn:
     """Run a program as `python -c` would, in this forked child."""
     import builtins
     import types
@@ -73,7 +170,8 @@ def become(code: bytes) -> NoReturn:
     module.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = module
     sys.argv = ["-c"]
-    sys.path.insert(0, "")
+    # The agent itself ignores PYTHONPATH (-I), so that it never imports what is not its own.
+    sys.path[0:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
     try:
         # dont_inherit: the __future__ import of this file is none of the program's business
         exec(  # noqa: S102

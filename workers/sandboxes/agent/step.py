@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     Request = dict[str, Any]
-    Start = Callable[[int, int, int], int]
+    Start = Callable[..., int]
 
     class Host(Protocol):
         """What a step needs from the agent it runs in."""
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         cpu: float  # seconds each process may use
         memory: int  # bytes all may use together; 0: a cgroup sees to that
         source: int  # descriptor on which a request to stop may come; -1: none does
+        stopped: bool  # a signal told us to stop the program
+        beat: float  # seconds after which a word is due though there is no output
 
         def cancelled(self, number: int) -> bool: ...
 
@@ -38,10 +40,10 @@ MEMORY_WATCH = 0.025  # seconds between two looks at the memory in use, where no
 class Output:
     """One output stream of a program, kept up to a cap."""
 
-    def __init__(self, cap: int) -> None:
+    def __init__(self) -> None:
         self.fd, self.theirs = os.pipe()
         os.set_blocking(self.fd, False)
-        self.cap = cap
+        self.cap = 0
         self.kept = bytearray()
         self.truncated = False
         self.sent = 0
@@ -68,16 +70,41 @@ class Output:
         return part
 
 
+class Pipes:
+    """The three streams of a program."""
+
+    def __init__(self, stdin: bool) -> None:
+        """``stdin``: whether there may be any input."""
+        theirs, self.stdin = os.pipe() if stdin else (os.open("/dev/null", os.O_RDONLY), -1)
+        self.out, self.err = Output(), Output()
+        self.theirs: tuple[int, ...] = (theirs, self.out.theirs, self.err.theirs)
+
+    def close_theirs(self) -> None:
+        for fd in self.theirs:
+            os.close(fd)
+        self.theirs = ()
+
+    def close(self) -> None:
+        self.close_theirs()
+        for fd in (self.stdin, self.out.fd, self.err.fd):
+            if fd >= 0:
+                os.close(fd)
+
+
 class Step:
     """Runs one program for a request."""
 
-    def __init__(self, host: Host, request: Request, stdin: bytes) -> None:
+    def __init__(
+        self, host: Host, request: Request, stdin: bytearray, pipes: Pipes | None = None
+    ) -> None:
+        """``pipes`` are those of a program that waits already."""
         self.host = host
         self.number = request["id"]
         self.timeout = float(request["timeout"])
         self.streaming = bool(request.get("stream"))
-        self.out = Output(int(request["cap"]))
-        self.err = Output(int(request["cap"]))
+        self.pipes = pipes or Pipes(stdin=bool(stdin))
+        self.out, self.err = self.pipes.out, self.pipes.err
+        self.out.cap = self.err.cap = int(request["cap"])
         self.stdin = memoryview(stdin)
         self.poll = select.poll()
         self.memory_check = 0.0
@@ -86,26 +113,22 @@ class Step:
         """Return the reply, and what of both streams was not sent before it."""
         children, began = self.host.children, time.monotonic()
         before = counted()
-        theirs, ours = os.pipe() if self.stdin else (os.open("/dev/null", os.O_RDONLY), -1)
         try:
-            children.expect(start(theirs, self.out.theirs, self.err.theirs))
+            children.expect(start(*self.pipes.theirs))
         except (OSError, ValueError) as error:
             reason, status = reason_of(error), "error"
             self.err.kept += reason.encode("utf-8", "replace")
         else:
             status = ""
         # `Program` passes through above in the child; everything below is the agent's alone.
-        for fd in (theirs, self.out.theirs, self.err.theirs):
-            os.close(fd)
+        self.pipes.close_theirs()
         if not status:
-            status = self._watch(ours, began + self.timeout)
+            status = self._watch(self.pipes.stdin, began + self.timeout)
             children.clear()
             for stream in (self.out, self.err):
                 stream.take()
             status = status or self._verdict(before)
-        for fd in (ours, self.out.fd, self.err.fd):
-            if fd >= 0:
-                os.close(fd)
+        self.pipes.close()
         reply = self._reply(status, time.monotonic() - began)
         return reply, self.out.fresh(), self.err.fresh()
 
@@ -116,14 +139,20 @@ class Step:
         for fd in (source, children.wake, *streams):
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
-        if stdin >= 0:
+        if stdin >= 0 and self.stdin:
             os.set_blocking(stdin, False)
             poll.register(stdin, select.POLLOUT)
-        pause = MEMORY_WATCH if self.host.memory else 3600.0
+        elif stdin >= 0:
+            self._end_of_input(stdin)
+        pause = MEMORY_WATCH if self.host.memory else self.host.beat
+        next_beat = time.monotonic() + self.host.beat
         while True:
             now = time.monotonic()
             if now >= deadline:
                 return "timeout"
+            if now >= next_beat:
+                self.host.send({"id": self.number, "stream": "stdout"}, b"")
+                next_beat = now + self.host.beat
             if self.host.memory and self._too_much_memory(now):
                 return "oom"
             for fd, _ in poll.poll(max(1.0, min(deadline - now, pause) * 1000)):
@@ -137,6 +166,8 @@ class Step:
                     return "killed"
             if self.out.truncated or self.err.truncated:
                 return "output_limit"
+            if self.host.stopped:
+                return "killed"
             children.reap()
             if children.status is not None:
                 return ""
@@ -154,9 +185,12 @@ class Step:
         except BrokenPipeError:
             self.stdin = self.stdin[:0]
         if not self.stdin:
-            # Closes the pipe, so that the program sees the end of its input; the number stays ours.
             self.poll.unregister(stdin)
-            os.dup2(self.host.null, stdin, inheritable=False)
+            self._end_of_input(stdin)
+
+    def _end_of_input(self, stdin: int) -> None:
+        """Close the pipe, so that the program sees it; the number stays ours."""
+        os.dup2(self.host.null, stdin, inheritable=False)
 
     def _too_much_memory(self, now: float) -> bool:
         if now < self.memory_check:

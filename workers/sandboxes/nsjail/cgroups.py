@@ -16,8 +16,13 @@ from uuid import uuid4
 
 from common.model import Contract
 from workers.sandboxes.nsjail.config import OVERHEAD_MB
+from workers.sandboxes.processes import ProcessMark
 from workers.sandboxes.spec import Limits
 
+TRIAL = "fleet-trial-"
+"""What groups are called that only show whether groups can be made; their maker's mark follows."""
+TRIAL_PATIENCE = 0.5
+"""Seconds until such a group can be removed again."""
 SUPERVISORS = 2
 """Processes of a jail that are not the program's: nsjail and the agent."""
 
@@ -82,8 +87,9 @@ def find() -> Cgroup | None:
     Version 1: below our own groups. Version 2: below our own or its parent, whichever hands
     memory and pids on to its children ("delegated").
     """
-    for candidate in (*_version_1(), *_version_2()):
-        trial = child(candidate, f"fleet-trial-{uuid4().hex[:8]}")
+    own = ProcessMark.own()
+    for candidate in _candidates():
+        trial = child(candidate, f"{TRIAL}{own.pid}-{own.started}-{uuid4().hex[:8]}")
         try:
             trial.create(Limits())
             join = 'for file; do echo 0 >"$file" || exit 1; done'
@@ -94,10 +100,32 @@ def find() -> Cgroup | None:
         except (OSError, subprocess.SubprocessError):
             continue
         finally:
-            for folder in trial.folders:
-                _remove(folder)
+            _remove_trial(trial)
         return candidate
     return None
+
+
+def sweep() -> None:
+    """Remove the trials of processes that were killed in the middle of one."""
+    for folder in {folder for candidate in _candidates() for folder in candidate.folders}:
+        for trial in folder.glob(f"{TRIAL}*"):
+            pid, _, started = trial.name.removeprefix(TRIAL).rpartition("-")[0].partition("-")
+            try:
+                owner = ProcessMark(pid=int(pid), started=int(started))
+            except ValueError:
+                continue
+            if not owner.alive():
+                _remove(trial)
+
+
+def _remove_trial(trial: Cgroup) -> None:
+    deadline = time.monotonic() + TRIAL_PATIENCE
+    while not all(_remove(folder) for folder in trial.folders) and time.monotonic() < deadline:
+        time.sleep(0.001)  # until the kernel has buried the shell
+
+
+def _candidates() -> list[Cgroup]:
+    return [*_version_1(), *_version_2()]
 
 
 def child(parent: Cgroup, name: str) -> Cgroup:

@@ -11,7 +11,10 @@ from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 
+from pydantic import Field
+
 from common.model import Contract
+from workers.sandboxes.python_packages import INSIDE
 from workers.sandboxes.spec import Limits
 
 INSIDE_ID = 1000
@@ -36,6 +39,8 @@ ETC = {
 SYSTEM_FOLDERS = ("/usr", "/bin", "/lib", "/lib64")
 # Where many programs of /usr are found (awk, cc), and their libraries; absent in small images.
 OPTIONAL = ("/etc/alternatives", "/etc/ld.so.cache")
+LIBRARIES = ("lib", "lib64", "local/lib", "local/lib64")
+"""Below /usr, where Pythons keep what was installed for them."""
 DEVICES = ("null", "zero", "full", "random", "urandom")
 LINKS = {
     "/dev/fd": "/proc/self/fd",
@@ -57,20 +62,27 @@ class JailConfig(Contract):
     """Compiled by that interpreter."""
     cgroup: bool
     """Whether a control group limits memory and processes of the jail as a whole."""
+    packages: dict[str, Path] = Field(default_factory=dict)
+    """Folders of Python packages on this host, by the names they have inside."""
 
 
 @cache
-def seccomp() -> str:
-    """Return the policy for this machine's system calls."""
+def seccomp(*, counted: bool) -> tuple[str, str]:
+    """Return the policy for this machine's system calls, and what kind of list it is.
+
+    ``counted``: whether a control group counts all memory, also what no process maps.
+    """
     folder = files("workers.sandboxes.nsjail")
-    machine = platform.machine()
-    names = ["seccomp.kafel"]
-    policies = ["fleet"]
-    if folder.joinpath(f"seccomp.{machine}.kafel").is_file():
-        names.append(f"seccomp.{machine}.kafel")
-        policies.append(f"fleet_{machine}")
-    text = "\n".join(folder.joinpath(name).read_text("utf-8") for name in names)
-    return f"{text}\n{', '.join(f'USE {policy}' for policy in policies)} DEFAULT ALLOW\n"
+    names = "fleet" if counted else "fleet_uncounted, USE fleet"
+    denied = folder.joinpath("seccomp.kafel").read_text("utf-8")
+    if not counted:
+        denied += folder.joinpath("seccomp.uncounted.kafel").read_text("utf-8")
+    allowed = folder.joinpath(f"seccomp.{platform.machine()}.kafel")
+    if not allowed.is_file():
+        return f"{denied}\nUSE {names} DEFAULT ALLOW\n", "deny list"
+    names += f", USE fleet_{platform.machine()}"
+    # 38 is ENOSYS: what is in neither list does not exist.
+    return f"{denied}\n{allowed.read_text('utf-8')}\nUSE {names} DEFAULT ERRNO(38)\n", "allow list"
 
 
 def address_space_mb(limits: Limits) -> int:
@@ -91,13 +103,14 @@ def _basics(jail: JailConfig) -> Iterator[str]:
     yield 'name: "fleet" hostname: "sandbox" cwd: "/work" mode: ONCE'
     # The agent and the worker keep the ttl, which can be renewed; this is the last resort.
     life = math.ceil(max(jail.limits.ttl, LAST_RESORT))
-    yield f"time_limit: {life} nice_level: {NICE} log_level: WARNING"
+    nice = max(NICE, os.getpriority(os.PRIO_PROCESS, 0))  # less than the worker's own is refused
+    yield f"time_limit: {life} nice_level: {nice} log_level: WARNING"
     yield "keep_env: false keep_caps: false disable_no_new_privs: false"
     for namespace in ("net", "user", "ns", "pid", "ipc", "uts", "cgroup"):
         yield f"clone_new{namespace}: true"
     for kind, outside in (("uid", jail.outside_uid), ("gid", jail.outside_gid)):
         yield f'{kind}map {{ inside_id: "{INSIDE_ID}" outside_id: "{outside}" count: 1 }}'
-    yield f"seccomp_string: {quote(seccomp())}"
+    yield f"seccomp_string: {quote(seccomp(counted=jail.cgroup)[0])}"
     yield (
         f"exec_bin {{ path: {quote(str(jail.interpreter))} "
         f'arg: "-I" arg: "-B" arg: {quote(AGENT)} }}'
@@ -139,6 +152,10 @@ def _mounts(jail: JailConfig) -> Iterator[str]:
     for folder in OPTIONAL:
         if Path(folder).exists():
             yield _bind(folder, mandatory=False)
+    for folder in _foreign_packages():
+        yield _nothing(folder)
+    for name, source in jail.packages.items():
+        yield _bind(str(source), f"{INSIDE}/{name}")
     for name, content in ETC.items():
         yield _content(f"/etc/{name}", content.encode())
     yield _content(AGENT, jail.agent)
@@ -153,9 +170,26 @@ def _mounts(jail: JailConfig) -> Iterator[str]:
     yield 'mount { dst: "/proc" fstype: "proc" options: "subset=pid,hidepid=2" rw: false }'
 
 
-def _bind(path: str, *, mandatory: bool = True) -> str:
+@cache
+def _foreign_packages() -> tuple[str, ...]:
+    """Return the folders of Python packages that this host has for itself.
+
+    They would differ from host to host, and start-up files among them run in every Python program.
+    """
+    patterns = (f"{lib}/python3*/{kind}-packages" for lib in LIBRARIES for kind in ("dist", "site"))
+    found = {path.resolve() for pattern in patterns for path in Path("/usr").glob(pattern)}
+    return tuple(sorted(str(path) for path in found if path.is_relative_to("/usr")))
+
+
+def _nothing(folder: str) -> str:
+    """Put an empty folder over one that is mounted."""
+    flags = "rw: false nosuid: true nodev: true"
+    return f'mount {{ dst: {quote(folder)} fstype: "tmpfs" options: "size=4k" {flags} }}'
+
+
+def _bind(path: str, inside: str | None = None, *, mandatory: bool = True) -> str:
     flags = f"rw: false nosuid: true nodev: true mandatory: {str(mandatory).lower()}"
-    return f"mount {{ src: {quote(path)} dst: {quote(path)} is_bind: true {flags} }}"
+    return f"mount {{ src: {quote(path)} dst: {quote(inside or path)} is_bind: true {flags} }}"
 
 
 def _link(path: str, target: str) -> str:

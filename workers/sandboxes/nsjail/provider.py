@@ -17,9 +17,11 @@ from pydantic import JsonValue
 
 from common.failures import ConfigurationError
 from common.model import Contract
-from workers.sandboxes.agent_sandbox import AgentSandbox
+from workers.sandboxes import probe
+from workers.sandboxes.agent_sandbox import ENV, AgentSandbox
 from workers.sandboxes.channel import Channel
-from workers.sandboxes.nsjail import cgroups, config, interpreter, probe, supervisor
+from workers.sandboxes.nsjail import cgroups, config, interpreter, supervisor
+from workers.sandboxes.nsjail.advice import advice
 from workers.sandboxes.nsjail.records import SLOTS, Records
 from workers.sandboxes.nsjail.supervisor import Supervisor
 from workers.sandboxes.processes import ProcessMark
@@ -31,11 +33,14 @@ from workers.sandboxes.protocol import (
     SandboxUnsupported,
     refusal,
 )
+from workers.sandboxes.python_packages import Prepared, find, objection
 from workers.sandboxes.spec import SandboxSpec
 
 BACKEND = "nsjail"
 START_PATIENCE = 20.0
 """Seconds for the agent's first word. It takes some 0.03 on a quiet machine."""
+HOST_FILES = ("/etc/shadow", "/root", "/home", "/var", "/sys", "/proc/sys", "/proc/kcore")
+"""What the root of a jail, made of chosen folders, has not."""
 FIRST_ID = 200_000
 """Started by root, each jail is a user of its own, above the ids that hosts give to people."""
 
@@ -47,6 +52,8 @@ class Host(Contract):
     interpreter: interpreter.Interpreter
     cgroup: cgroups.Cgroup | None
     """Below which each jail gets its own; absent where this user may make none."""
+    packages: Prepared | None
+    """Python packages for the interpreter; absent where none were prepared."""
 
 
 class NsjailProvider:
@@ -60,11 +67,14 @@ class NsjailProvider:
         *,
         records: Path | None = None,
         python: Path | None = None,
+        packages: Path | None = None,
         use_cgroups: bool = True,
     ) -> None:
-        """Take the folder of records and the jails' interpreter, where they are not the usual."""
+        """Take the folder of prepared packages, if there is one to be used; and the folder of
+        records and the jails' interpreter, where they are not the usual."""
         self._records = Records(records)
         self._python = python
+        self._packages = packages
         self._use_cgroups = use_cgroups
         self._looking = asyncio.Lock()
         self._host: Host | None = None
@@ -75,6 +85,7 @@ class NsjailProvider:
         if reason := refusal(spec, self.capabilities):
             raise SandboxUnsupported(f"the nsjail back-end {reason}")
         host = await self._look()
+        packages, variables = _packages(spec, host.packages)
         cgroup = host.cgroup and cgroups.child(host.cgroup, f"fleet-{uuid4().hex[:12]}")
         record = self._records.claim(ProcessMark.own(), spec.labels, cgroup)
         root = os.geteuid() == 0
@@ -85,6 +96,7 @@ class NsjailProvider:
             interpreter=host.interpreter.path,
             agent=host.interpreter.agent,
             cgroup=cgroup is not None,
+            packages=packages,
         )
         process = Supervisor(self._records, record)
         channel = None
@@ -95,6 +107,7 @@ class NsjailProvider:
             )
             sandbox = await AgentSandbox.open(
                 BACKEND, spec, process, channel, promises(jail, host.cgroup), self._live.discard,
+                env={**ENV, **variables},
                 memory=0 if host.cgroup else spec.limits.memory_mb << 20,
                 patience=START_PATIENCE,
             )  # fmt: skip
@@ -109,13 +122,12 @@ class NsjailProvider:
 
     async def probe(self) -> ProbeReport:
         host = await self._look()
-        spec = SandboxSpec(limits=probe.LIMITS)
         try:
-            async with await self.start(spec) as sandbox:
-                await probe.check(sandbox)
+            async with await self.start(SandboxSpec(limits=probe.LIMITS)) as sandbox:
+                broken = await probe.broken_promises(sandbox, host_files=HOST_FILES)
                 enforced = sandbox.enforced
         except SandboxStartError as error:
-            raise ConfigurationError(f"{error}; {probe.advice()}") from None
+            raise ConfigurationError(f"{error}; {advice()}") from None
         return ProbeReport(
             backend=BACKEND,
             versions={
@@ -124,9 +136,13 @@ class NsjailProvider:
                 "kernel": os.uname().release,
             },
             enforced=enforced,
+            broken=broken,
+            advice=advice() if broken else "",
+            packages=host.packages.manifest if host.packages else None,
         )
 
     async def reap(self) -> int:
+        cgroups.sweep()
         done = await asyncio.gather(
             *(supervisor.reap(record, self._records) for record in self._records.orphans())
         )
@@ -139,9 +155,11 @@ class NsjailProvider:
         """Find the binary, the interpreter and the control group. Raises `ConfigurationError`."""
         async with self._looking:
             if self._host is None:
+                python = await interpreter.find(self._python)
                 self._host = Host(
                     binary=_binary(),
-                    interpreter=await interpreter.find(self._python),
+                    interpreter=python,
+                    packages=self._packages and find(self._packages, python.version),
                     cgroup=cgroups.find() if self._use_cgroups else None,
                 )
             return self._host
@@ -150,6 +168,7 @@ class NsjailProvider:
 def promises(jail: config.JailConfig, cgroup: cgroups.Cgroup | None) -> dict[str, JsonValue]:
     """Return each promise of a jail and how it is kept."""
     limits = jail.limits
+    seccomp = config.seccomp(counted=jail.cgroup)[1]
     if cgroup:
         by = f"cgroup v{cgroup.version}"
         memory = f"{by}: {limits.memory_mb} MiB together"
@@ -173,8 +192,23 @@ def promises(jail: config.JailConfig, cgroup: cgroups.Cgroup | None) -> dict[str
         "user": f"namespace: {jail.outside_uid} outside",
         "processes": "namespace",
         "files": "namespace: read-only system, no host files",
-        "privileges": "no capabilities, no_new_privs, seccomp deny list",
+        "privileges": f"no capabilities, no_new_privs, seccomp {seccomp}",
     }
+
+
+def _packages(
+    spec: SandboxSpec, prepared: Prepared | None
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the folders of the packages a spec asks for, and the variables that lead to them."""
+    if not spec.packages:
+        return {}, {}
+    reason = objection(spec.packages, prepared.manifest if prepared else None)
+    if prepared is None or reason:
+        raise SandboxUnsupported(str(reason))
+    return (
+        prepared.folders(spec.packages),
+        prepared.environment(spec.packages, ENV["PATH"]),
+    )
 
 
 def _first_id(kind: str) -> int:

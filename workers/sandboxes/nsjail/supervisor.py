@@ -86,6 +86,8 @@ class Supervisor:
         """Return what nsjail and the agent complained about, and how nsjail ended if it did."""
         if self._exited:
             await asyncio.wait([self._exited], timeout=LOG_PATIENCE)
+        if self._log < 0:
+            return ""
         text = os.pread(self._log, 1 << 16, 0).decode("utf-8", "replace").strip()[-1000:]
         code = self._process.poll() if self._process else None
         return text if code is None else f"{text} (nsjail: exit code {code})".lstrip()
@@ -103,7 +105,9 @@ class Supervisor:
         self._records.update(self.record)
 
     async def end(self) -> None:
-        """Kill the jail and remove all traces. Never raises, takes at most 2.5 s; once only."""
+        """Kill the jail and remove all traces. Never raises, takes at most 2.5 s; idempotent."""
+        if self._log < 0:
+            return
         # SIGTERM first: nsjail then kills the jail and waits until its last process is gone.
         if not await self._gone(signal.SIGTERM):
             await self._gone(signal.SIGKILL)
@@ -112,6 +116,7 @@ class Supervisor:
         if cgroup is None or await cgroup.remove():
             self._records.remove(self.record)  # else it stays for the reaper of a later worker
         os.close(self._log)
+        self._log = -1
 
     async def _gone(self, number: signal.Signals) -> bool:
         if self._process is None or self._exited is None:
