@@ -15,7 +15,7 @@ from tests.helpers import task
 from workers.sandboxes import probe
 from workers.sandboxes.nsjail import config
 from workers.sandboxes.nsjail.provider import NsjailProvider
-from workers.sandboxes.protocol import ProbeReport
+from workers.sandboxes.protocol import ProbeReport, SandboxUnavailable
 from workers.sandboxes.registry import admit
 from workers.scenes.code import CodeScene
 
@@ -94,6 +94,17 @@ async def test_a_jail_that_does_not_hold_is_found_out(
         admit(report, allow_unsafe=False)
     admit(report, allow_unsafe=True)
     await provider.close()
+
+
+async def test_a_worker_goes_on_when_nobody_can_be_asked_for_left_overs(tmp_path: Path) -> None:
+    class Away(NsjailProvider):
+        async def reap(self) -> int:
+            raise SandboxUnavailable("no daemon answers")
+
+    settings = Settings(_env_file=None, output=tmp_path / "output")
+    scene = CodeScene(Away(records=tmp_path / "jails"), settings, Metrics())
+    assert await scene.reap() == 0
+    await scene.close()
 
 
 async def test_a_worker_refuses_and_an_unsafe_one_says_so_in_every_trajectory(

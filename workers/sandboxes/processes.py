@@ -5,10 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 from common.model import Contract
+
+
+def burial(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
+    """Return a future that is done once a child has ended and is buried."""
+    loop = asyncio.get_running_loop()
+    exited = loop.create_future()
+    descriptor = os.pidfd_open(process.pid)
+
+    def bury() -> None:
+        process.poll()
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        exited.set_result(None)
+
+    loop.add_reader(descriptor, bury)
+    return exited
 
 
 class ProcessMark(Contract):

@@ -215,7 +215,10 @@ class SandboxProvider(Protocol):
         ...
 
     async def reap(self) -> int:
-        """End what killed owners left behind; returns how many sandboxes that were."""
+        """End what killed owners left behind; returns how many sandboxes that were.
+
+        Raises `SandboxUnavailable` and `ConfigurationError` where nobody can be asked.
+        """
         ...
 
     async def close(self) -> None:

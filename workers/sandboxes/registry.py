@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from common.failures import ConfigurationError
 from common.metrics import Metrics
@@ -23,13 +24,17 @@ def _docker(settings: Settings) -> SandboxProvider:
 
 
 def _opensandbox(settings: Settings) -> SandboxProvider:
-    from workers.sandboxes.opensandbox.provider import OpenSandboxProvider
-    from workers.sandboxes.opensandbox.settings import OpenSandboxSettings
-
     if settings.opensandbox_domain is None:
         raise ConfigurationError(
             "the opensandbox back-end needs FLEET_OPENSANDBOX_DOMAIN, the host:port of its server"
         )
+    if find_spec("opensandbox") is None:
+        raise ConfigurationError(
+            "the opensandbox back-end needs its extra: pip install 'trajectory-fleet[opensandbox]'"
+        )
+    from workers.sandboxes.opensandbox.provider import OpenSandboxProvider
+    from workers.sandboxes.opensandbox.settings import OpenSandboxSettings
+
     return OpenSandboxProvider(
         OpenSandboxSettings(
             domain=settings.opensandbox_domain,

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from common.failures import Failure, FailureKind
+from common.failures import ConfigurationError, Failure, FailureKind
 from common.logs import logger
 from common.metrics import Metrics
 from common.model import Contract, explain
@@ -97,7 +97,12 @@ class CodeScene:
         return {"backend": self._report.backend, **self._report.versions}
 
     async def reap(self) -> int:
-        ended = await self._provider.reap()
+        try:
+            ended = await self._provider.reap()
+        except (SandboxError, ConfigurationError) as error:
+            # Whoever has the left-overs cannot be reached: no reason to stop working.
+            log.warning("sandbox.unreaped", backend=self._provider.backend, error=str(error))
+            return 0
         if ended:
             self._metrics.reaped.labels(self._provider.backend).inc(ended)
         return ended
@@ -205,7 +210,9 @@ class CodeEnvironment:
             raise
         self._metrics.sandbox_start.labels(backend).observe(time.monotonic() - clock)
         self._metrics.sandboxes.labels(backend).inc()
-        self.info = self.info.model_copy(update={"limits": dict(self._sandbox.enforced)})
+        limits = dict(self._sandbox.enforced)
+        digest = limits.pop("image", None)
+        self.info = self.info.model_copy(update={"limits": limits, "image_digest": digest})
         return self
 
     async def __aexit__(self, *exc: object) -> None:

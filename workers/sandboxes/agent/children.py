@@ -105,5 +105,5 @@ def _children() -> list[int]:
 def _kill(pid: int) -> None:
     try:  # noqa: SIM105
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # the latter: of all there is, nothing is ours
         pass

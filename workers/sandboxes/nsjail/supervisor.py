@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workers.sandboxes.nsjail import config
 from workers.sandboxes.nsjail.records import Record, Records
-from workers.sandboxes.processes import ProcessMark
+from workers.sandboxes.processes import ProcessMark, burial
 from workers.sandboxes.protocol import SandboxStartError
 
 TERM_PATIENCE = 1.0
@@ -63,7 +63,7 @@ class Supervisor:
                 pass_fds=(text,), env={}, cwd="/",
                 start_new_session=True,  # a Ctrl-C is for the worker, which then ends in order
             )  # fmt: skip
-            self._exited = _watch(self._process)
+            self._exited = burial(self._process)
             streams = await asyncio.open_connection(sock=ours, limit=STREAM_BUFFER)
         except BaseException as error:
             ours.close()
@@ -124,22 +124,6 @@ class Supervisor:
         self._process.send_signal(number)
         done, _ = await asyncio.wait([self._exited], timeout=TERM_PATIENCE)
         return bool(done)
-
-
-def _watch(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
-    """Return a future that is done once the process has ended and is buried."""
-    loop = asyncio.get_running_loop()
-    exited = loop.create_future()
-    descriptor = os.pidfd_open(process.pid)
-
-    def bury() -> None:
-        process.poll()
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-        exited.set_result(None)
-
-    loop.add_reader(descriptor, bury)
-    return exited
 
 
 async def reap(record: Record, records: Records) -> bool:
