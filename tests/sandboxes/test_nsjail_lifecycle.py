@@ -15,7 +15,9 @@ from pydantic import ValidationError
 
 from common.failures import ConfigurationError
 from tests.helpers import eventually
+from tests.sandboxes.hostile_host import descendants
 from workers.sandboxes.agent_sandbox import AgentSandbox
+from workers.sandboxes.channel import Channel
 from workers.sandboxes.nsjail import cgroups
 from workers.sandboxes.nsjail.provider import NsjailProvider
 from workers.sandboxes.nsjail.records import Record, Records
@@ -98,19 +100,6 @@ async def test_a_killed_owner_takes_its_jails_along(records: Path, use_cgroups: 
     assert await provider.reap() == 0
 
 
-def descendants(pid: int) -> list[int]:
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            if parent == pid:
-                found += [int(folder.name), *descendants(int(folder.name))]
-    return found
-
-
 async def runs_a_command(record: Record) -> None:
     """Wait until there is more in the jail than its agent."""
     assert record.jail is not None
@@ -189,6 +178,7 @@ async def test_an_agent_that_is_told_nonsense_ends(
         (record,) = noted(records)
         running = asyncio.create_task(sandbox.exec("sleep 60"))
         await runs_a_command(record)
+        assert isinstance(sandbox._channel, Channel)
         sandbox._channel._writer.write(nonsense)
         with pytest.raises(SandboxLost, match="gone"):
             await asyncio.wait_for(running, 10)
@@ -213,6 +203,45 @@ async def test_a_start_that_is_cancelled_leaves_nothing(
                 await asyncio.sleep(60)
         await provider.close()
         assert noted(records) == []
+
+
+async def test_a_jail_that_dies_while_its_files_are_put_in_is_ended_once(
+    provider: SandboxProvider, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended twice, it would close descriptors that are somebody else's by then."""
+    write = AgentSandbox.write_file
+
+    async def write_into_a_dying_jail(
+        self: AgentSandbox, path: str, data: bytes, *, mode: int = 0o644
+    ) -> None:
+        (record,) = noted(records)
+        assert record.jail is not None
+        record.jail.send(signal.SIGKILL)
+        await write(self, path, data, mode=mode)
+
+    monkeypatch.setattr(AgentSandbox, "write_file", write_into_a_dying_jail)
+    with pytest.raises(SandboxStartError, match="agent is gone"):
+        await provider.start(SandboxSpec(files={"x": b"x" * (1 << 20)}))
+    assert noted(records) == []
+
+
+async def test_a_trial_whose_maker_was_killed_is_swept_up(records: Path) -> None:
+    """The look whether control groups can be made leaves none, whenever it ends."""
+    parent = cgroups.find()
+    if parent is None:
+        pytest.skip("this user may not make control groups here")
+    with subprocess.Popen(["sleep", "60"]) as maker:
+        mark = ProcessMark.of(maker.pid)
+        assert mark is not None
+        trial = cgroups.child(parent, f"{cgroups.TRIAL}{mark.pid}-{mark.started}-0123abcd")
+        trial.create(Limits())
+        provider = NsjailProvider(records=records)
+        await provider.reap()
+        assert all(folder.exists() for folder in trial.folders), "its maker lives"
+        maker.kill()
+        maker.wait()
+        await provider.reap()
+    assert not any(folder.exists() for folder in trial.folders)
 
 
 async def test_a_jail_that_cannot_start_says_what_nsjail_said(records: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Self
 from uuid import uuid4
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from common.logs import logger
-from common.model import Contract
-from workers.sandboxes.channel import OnPiece, Reply
+from workers.sandboxes.agent_seam import Jail, Line, ProgramReply, Said
+from workers.sandboxes.channel import Reply
 from workers.sandboxes.protocol import (
     ExecResult,
     FileInfo,
@@ -47,63 +47,6 @@ ENV = {
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 """All that programs see besides the environment of their spec; nothing comes from the worker."""
-
-
-class Jail(Protocol):
-    """What an agent runs in, and all that has to go when it goes."""
-
-    @property
-    def running(self) -> bool: ...
-
-    async def log(self) -> str:
-        """Return what was complained about, and how it ended if it did."""
-        ...
-
-    def counters(self) -> tuple[int, int]:
-        """Return (processes killed for memory, processes refused), as far as the host counts."""
-        ...
-
-    def label(self, labels: Mapping[str, str]) -> None:
-        """Note whose it is now; called in a thread, may wait for a disk. Raises `OSError`."""
-        ...
-
-    async def end(self) -> None:
-        """Kill it and remove all traces. Never raises, takes seconds at most; idempotent."""
-        ...
-
-
-class Line(Protocol):
-    """How requests get to the agent, one at a time: a `Channel`, or what acts like one."""
-
-    lost: str | None
-
-    @property
-    def busy(self) -> bool: ...
-
-    async def call(
-        self,
-        op: str,
-        *raw: bytes,
-        patience: float,
-        on_piece: OnPiece | None = None,
-        **fields: JsonValue | Sequence[str],
-    ) -> Reply: ...
-
-    def fail(self, reason: str) -> None: ...
-
-    async def close(self) -> None: ...
-
-
-class ProgramReply(Contract):
-    """What the agent tells about a finished program."""
-
-    status: Status
-    exit_code: int | None
-    truncated: tuple[bool, bool]
-    duration: float = Field(ge=0)
-    cpu: float | None
-    peak: int | None
-    log: str | None = None
 
 
 class AgentSandbox:
@@ -373,27 +316,6 @@ class AgentSandbox:
 
 def not_started(reason: str) -> ExecResult:
     return ExecResult(status="error", exit_code=None, stdout="", stderr=reason, duration=0)
-
-
-class Said:
-    """What a program wrote so far; more than its cap is nonsense."""
-
-    def __init__(self, cap: int, tell: OnOutput | None) -> None:
-        self._cap = cap
-        self._tell = tell
-        self._parts = {"stdout": bytearray(), "stderr": bytearray()}
-
-    def more(self, stream: Literal["stdout", "stderr"], piece: bytes) -> None:
-        """Take a piece. Raises `ValueError` for an unknown stream, or too much."""
-        if stream not in self._parts or len(self._parts[stream]) + len(piece) > self._cap:
-            raise ValueError(f"{len(piece)} bytes more of {stream!r}")
-        self._parts[stream] += piece
-        if piece and self._tell is not None:
-            self._tell(stream, piece)
-
-    def result(self, *, note: str = "", **fields: Any) -> ExecResult:
-        out, err = (part.decode("utf-8", "replace") for part in self._parts.values())
-        return ExecResult(stdout=out, stderr=err + note, **fields)
 
 
 async def put_files(sandbox: Sandbox, files: Mapping[str, bytes]) -> None:

@@ -19,7 +19,7 @@ import time
 from workers.sandboxes.agent.background import start_in_background
 from workers.sandboxes.agent.children import Children
 from workers.sandboxes.agent.files import Refused, list_dir, read_file, write_file
-from workers.sandboxes.agent.limits import PR_SET_DUMPABLE, prctl
+from workers.sandboxes.agent.limits import PR_SET_DUMPABLE, no_core_dumps, prctl
 from workers.sandboxes.agent.programs import WORK, Privileges, fork, spawn
 from workers.sandboxes.agent.spare import LARGEST, Spare
 from workers.sandboxes.agent.step import MEMORY_WATCH, Step, over, reason_of
@@ -118,6 +118,7 @@ class Agent:
         os.environ.update(self.env)
         # Closes this process's memory, environment and descriptors to programs of the same user.
         prctl(PR_SET_DUMPABLE, 0)
+        no_core_dumps()
         os.umask(0o022)
         os.chdir(WORK)
         self.send({"id": setup["id"], "pid": os.getpid(), "python": sys.version.split()[0]})

@@ -113,7 +113,9 @@ class Container:
         """Do nothing: Docker fixes the labels of a container when it makes it."""
 
     async def end(self) -> None:
-        """End it and remove all traces. Never raises, takes 20 s at most; once only."""
+        """End it and remove all traces. Never raises, takes 20 s at most; idempotent."""
+        if self._log < 0:
+            return
         if self._writer and not self._writer.is_closing():
             # The agent exits, and Docker removes its container. Our ear stays open: the docker
             # command would die of a word that nobody takes, before all that is done.
@@ -124,6 +126,7 @@ class Container:
         elif code == 128 + signal.SIGKILL:
             await self._ask_why_killed()
         os.close(self._log)
+        self._log = -1
 
     async def _force(self) -> None:
         """Remove the container whatever it does, and the docker command with it."""
@@ -150,6 +153,8 @@ class Container:
             self._out_of_memory = len(told.splitlines())
 
     def _said(self) -> str:
+        if self._log < 0:
+            return ""
         return os.pread(self._log, 1 << 16, 0).decode("utf-8", "replace").strip()[-1000:]
 
     async def _exit_code(self, patience: float) -> int | None:

@@ -64,7 +64,7 @@ def _limits(limits: Limits) -> Iterator[str]:
     yield from ("--oom-score-adj", "500")
     # Not nproc: the kernel counts that for a user on the whole host, other containers included.
     for limit, value in (
-        ("core", 0),
+        ("core", 1),  # a byte; as the agent sets it elsewhere
         ("cpu", math.ceil(limits.cpu)),
         ("fsize", limits.file_mb << 20),
         ("memlock", 64 << 10),

@@ -127,7 +127,7 @@ def _rlimits(jail: JailConfig) -> Iterator[str]:
         "fsize": limits.file_mb,
         "nofile": limits.open_files,
         "nproc": nproc,
-        "core": 0,
+        "core": 1,  # MiB; the agent makes it less
         "stack": 8,
         "memlock": 64,
         "rtprio": 0,
