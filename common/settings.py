@@ -95,6 +95,10 @@ class Settings(BaseSettings):
     opensandbox_network: Literal["policy", "closed"] = "policy"
     """How programs are kept off the network: by the server's egress sidecar, or because the network
     it puts sandboxes into has no way out."""
+    opensandbox_create_timeout: float = Field(default=120.0, gt=0)
+    """Seconds for one sandbox to be there and answer; a first start also pulls its image."""
+    opensandbox_cpus: float = Field(default=1.0, gt=0)
+    """Processors one sandbox may use at once."""
 
     # Models, in the order in which they are chosen when several are set
     gemini_api_key: SecretStr | None = Field(

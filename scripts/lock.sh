@@ -16,5 +16,8 @@ compile dev --extra embedded --extra opensandbox --group dev -c requirements/emb
   cd requirements
   uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.9 \
     --no-build sandbox.in -o sandbox.lock
+  # The server that `make test-docker` runs, in an environment of its own.
+  uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \
+    opensandbox-server.in -o opensandbox-server.lock
 )
 ! grep -nE 'https?://' requirements/*.lock

@@ -18,6 +18,7 @@ from workers.sandboxes.spec import SandboxSpec
 
 pytest.register_assert_rewrite(
     *(f"tests.sandboxes.conformance{part}" for part in ("_files", "_life", "_output", "_programs")),
+    "tests.sandboxes.opensandbox_conformance",
     *(f"tests.sandboxes.hostile{part}" for part in ("_files", "_forging", "_kernel", "_programs")),
 )
 

@@ -73,6 +73,7 @@ class AgentSandbox:
         self._counters = jail.counters()
         self._closing: asyncio.Task[None] | None = None
         self._noting: asyncio.Task[None] | None = None
+        self._ttl_by = enforced.get("ttl", "agent and worker")
         self._live_for(limits.ttl)
 
     @classmethod
@@ -296,7 +297,7 @@ class AgentSandbox:
     def _live_for(self, ttl: float) -> None:
         """End the sandbox after so many seconds; its agent does the same by itself."""
         self._ttl = ttl
-        self.enforced["ttl"] = f"agent and worker: {ttl:g} s"
+        self.enforced["ttl"] = f"{self._ttl_by}: {ttl:g} s"
         self._timer = asyncio.get_running_loop().call_later(ttl, self._expire)
 
     def _expire(self) -> None:

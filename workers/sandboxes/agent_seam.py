@@ -27,7 +27,7 @@ class Jail(Protocol):
         ...
 
     def label(self, labels: Mapping[str, str]) -> None:
-        """Note whose it is now; called in a thread, may wait for a disk. Raises `OSError`."""
+        """Note whose it is now; called in another thread, may wait for a disk. Raises `OSError`."""
         ...
 
     async def end(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
 from common.failures import ConfigurationError
 from common.metrics import Metrics
@@ -28,14 +27,10 @@ def _opensandbox(settings: Settings) -> SandboxProvider:
         raise ConfigurationError(
             "the opensandbox back-end needs FLEET_OPENSANDBOX_DOMAIN, the host:port of its server"
         )
-    if find_spec("opensandbox") is None:
-        raise ConfigurationError(
-            "the opensandbox back-end needs its extra: pip install 'trajectory-fleet[opensandbox]'"
-        )
-    from workers.sandboxes.opensandbox.provider import OpenSandboxProvider
+    from workers.sandboxes import opensandbox
     from workers.sandboxes.opensandbox.settings import OpenSandboxSettings
 
-    return OpenSandboxProvider(
+    return opensandbox.make(
         OpenSandboxSettings(
             domain=settings.opensandbox_domain,
             protocol=settings.opensandbox_protocol,
@@ -43,6 +38,8 @@ def _opensandbox(settings: Settings) -> SandboxProvider:
             image=settings.opensandbox_image,
             use_server_proxy=settings.opensandbox_proxy,
             network=settings.opensandbox_network,
+            create_timeout=settings.opensandbox_create_timeout,
+            cpus=settings.opensandbox_cpus,
         )
     )
 

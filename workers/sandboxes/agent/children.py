@@ -7,6 +7,8 @@ import select
 import signal
 import time
 
+from workers.sandboxes.agent.programs import Privileges
+
 CHUNK = 1 << 16
 KILL_GRACE = 2.0  # seconds killed processes get to be gone
 HUNT_GRACE = 1.0  # seconds to kill them one by one, where some are to be spared
@@ -24,6 +26,7 @@ class Children:
         os.set_blocking(wake_write, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self.less: Privileges | None = None  # what programs lose, where we are another user
         self.keepers: set[int] = set()  # those that hold programs in the background
         self.main = 0
         self.status: int | None = None
@@ -60,7 +63,7 @@ class Children:
         if self.alone and not self.keepers:
             self.kill_all()
             return
-        deadline = time.monotonic() + (HUNT_GRACE if self.alone else KILL_GRACE)
+        deadline = time.monotonic() + HUNT_GRACE
         while True:
             # Whose parent ends becomes our child, so all of them turn up here sooner or later.
             self.reap()
@@ -72,9 +75,10 @@ class Children:
             for pid in strays:
                 _kill(pid)
             self._pause()
-        if not self.alone:
-            os._exit(4)
-        self.kill_all()
+        if self.alone:
+            self.kill_all()
+        else:
+            self._kill_all_of_theirs()
 
     def kill_all(self) -> None:
         """End every other process there is that we may end, at once.
@@ -89,6 +93,26 @@ class Children:
                 return
             if time.monotonic() > deadline:
                 os._exit(4)  # something cannot be killed: nothing after it could be trusted
+            self._pause()
+
+    def _kill_all_of_theirs(self) -> None:
+        """End every process of the user that programs are, at once; those in the background too."""
+        if self.less is None:
+            os._exit(4)  # they may be anybody's
+        deadline = time.monotonic() + KILL_GRACE
+        while True:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    self.less.drop()
+                    _kill(-1)
+                finally:
+                    os._exit(0)
+            self.reap()
+            if not _children():
+                return
+            if time.monotonic() > deadline:
+                os._exit(4)
             self._pause()
 
     def _pause(self) -> None:

@@ -94,10 +94,10 @@ def _spawn_with_less(
         if not trouble:
             return pid
         os.waitpid(pid, 0)
-        code, _, what = trouble.decode("utf-8", "replace").partition(" ")
+        code, reason, what = trouble.decode("utf-8", "replace").split("\0", 2)
         if not int(code):
-            raise ValueError(what)
-        raise OSError(int(code), os.strerror(int(code)), what)
+            raise ValueError(reason)
+        raise OSError(int(code), reason, what)
     try:
         _take_over(fds, tell)
         less.drop()
@@ -106,9 +106,10 @@ def _spawn_with_less(
             signal.signal(number, signal.SIG_DFL)
         os.execve(_find(argv[0], env.get("PATH", os.defpath)), argv, env)  # noqa: S606
     except OSError as error:
-        os.write(tell, f"{error.errno} {error.filename or ''}".encode("utf-8", "replace"))
+        why = f"{error.errno}\0{error.strerror}\0{error.filename or ''}"
+        os.write(tell, why.encode("utf-8", "replace"))
     except ValueError as error:
-        os.write(tell, f"0 {error}".encode("utf-8", "replace"))
+        os.write(tell, f"0\0{error}\0".encode("utf-8", "replace"))
     finally:
         os._exit(127)
 

@@ -35,10 +35,13 @@ MAX_HEADER = 16 << 20
 
 
 def private(fd: int) -> int:
-    """Move a descriptor to where no program gets it, and leave /dev/null in its place."""
+    """Move a descriptor to where no program gets it, and leave /dev/null for one of the first."""
     import fcntl
 
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, CONTROL)
+    if fd > 2:
+        os.close(fd)
+        return moved
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, fd)
     os.close(null)
@@ -111,6 +114,7 @@ class Agent:
         self.spare: Spare | None = None
         self.want_spare = False
         self.less = Privileges(setup["less"]) if setup.get("less") else None
+        self.children.less = self.less
         self.end = 0.0
         signal.signal(signal.SIGALRM, self._end_in_time)
         self._live_for(float(setup["ttl"]))
