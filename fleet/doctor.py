@@ -25,7 +25,7 @@ from common.queue.embedded import EmbeddedServer
 from common.settings import Settings
 from common.store import Store, StoreError
 from workers.sandboxes.python_packages import PREPARE
-from workers.sandboxes.registry import BACKENDS, backend
+from workers.sandboxes.registry import BACKENDS, backend, held
 
 _GIB = 1 << 30
 
@@ -57,7 +57,7 @@ async def examine(settings: Settings) -> list[Finding]:
                 found.append(await look(settings))
         except TimeoutError:
             found.append(Finding(what, "broken", "no answer within 60 s"))
-        except (ConfigurationError, FleetError, StoreError, ServerGone) as error:
+        except (ConfigurationError, FleetError, StoreError, ServerGone, OSError) as error:
             found.append(Finding(what, "broken", str(error)))
     return found
 
@@ -79,9 +79,11 @@ async def _sandbox(settings: Settings, name: str) -> Finding:
             report = await provider.probe()
         finally:
             await provider.close()
-    except (ConfigurationError, FleetError) as error:
+    except (ConfigurationError, FleetError, OSError) as error:
         return Finding(what, "broken" if chosen else "not used", str(error))
-    kept = ", ".join(f"{promise}: {how}" for promise, how in report.enforced.items())
+    kept = ", ".join(
+        f"{promise}: {how}" for promise, how in held(report.enforced, report.broken).items()
+    )
     if "packages" in provider.capabilities:
         names = (
             [f"{n} {one.version}" for n, one in report.packages.packages.items()]
@@ -90,7 +92,10 @@ async def _sandbox(settings: Settings, name: str) -> Finding:
         )
         kept += f"; Python packages: {', '.join(names)}"
     if report.broken:
-        detail = f"NOT HELD: {'; '.join(report.broken)}. {report.advice} Held: {kept}"
+        unnamed = [
+            promise for promise in report.broken if promise.partition(":")[0] not in report.enforced
+        ]
+        detail = "; ".join((*unnamed, kept, report.advice))
         return Finding(what, trouble, detail)
     return Finding(what, "ok", f"tried in a real one; {kept}")
 

@@ -14,6 +14,7 @@ import sys
 
 import aiohttp
 
+from common.failures import FleetError
 from common.llm.client import connect
 from common.llm.types import ChatModel, ModelUnavailable
 from common.logs import logger
@@ -23,12 +24,15 @@ from common.quota.gate import Gate
 from common.quota.terms import BudgetExceeded
 from common.service import Service, run
 from common.store import open_store
+from workers.environment import Scene
 from workers.models import Policies
 from workers.scenes import SCENES, build
 from workers.worker import Worker
 
 log = logger("workers")
 
+_PAUSES = (1.0, 30.0)
+"""Seconds between two tries to open a scene: at first, and at most."""
 _CHECK = 35.0
 """Seconds for the first question, waits in the fleet's line included: its own deadline is 30."""
 
@@ -63,6 +67,19 @@ async def greet(model: ChatModel) -> None:
         log.warning("model.unpaid", error=str(error))
 
 
+async def open_in_time(scene: Scene) -> None:
+    """Prove a scene; wait for whoever makes its worlds, if that is away now."""
+    pause, longest = _PAUSES
+    while True:
+        try:
+            log.info("scene.open", scene=scene.name, **await scene.open())
+            return
+        except FleetError as error:
+            log.warning("scene.unavailable", scene=scene.name, error=str(error), again_in=pause)
+        await asyncio.sleep(pause)
+        pause = min(longest, pause * 2)
+
+
 async def work(service: Service, scenes: list[str], *, needs_model: bool) -> None:
     """Prove everything this worker stands on, then take work until it is told to drain."""
     settings, metrics = service.settings, service.metrics
@@ -79,7 +96,7 @@ async def work(service: Service, scenes: list[str], *, needs_model: bool) -> Non
         if models:
             await until(service.draining, watch.start())
         for scene in built:
-            log.info("scene.open", scene=scene.name, **await scene.open())
+            await until(service.draining, open_in_time(scene))
             await scene.reap()
         for model in models[:1]:
             if model.source == "embedded":

@@ -47,7 +47,10 @@ class Scene(Protocol):
         ...
 
     async def open(self) -> dict[str, str]:
-        """Get ready and prove it; returns what was found. Raises `ConfigurationError`."""
+        """Get ready and prove it; returns what was found.
+
+        Raises `ConfigurationError`, and a `FleetError` where trying again may help.
+        """
         ...
 
     async def reap(self) -> int:

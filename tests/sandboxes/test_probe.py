@@ -24,6 +24,7 @@ SOUND: dict[str, Any] = {
     "no_new_privs": "1", "seccomp": "2", "interfaces": ["lo", "sit0"], "unreachable": True,
     "host_files": [], "pids": [2], "agent_hidden": True, "vsock_refused": True,
     "namespaces_refused": True, "read_only": True, "environment": ["HOME"],
+    "cpu": 300, "core": 1,
 }  # fmt: skip
 
 
@@ -43,6 +44,8 @@ def test_each_broken_promise_is_named() -> None:
         ("agent_hidden", False, "agent"),
         ("read_only", False, "writable"),
         ("environment", ["HOME", "FLEET_REDIS_URL"], "FLEET_REDIS_URL"),
+        ("cpu", -1, "processor time"),
+        ("core", -1, "host's handler"),
     ):
         (broken,) = probe.violations({**SOUND, key: value})
         assert words in broken

@@ -19,6 +19,7 @@ from common.service import Service
 from common.settings import load
 from tests.helpers import eventually
 from tests.standin import Standin, Turn
+from workers.sandboxes.protocol import SandboxQuota, SandboxUnavailable
 
 
 class Model:
@@ -88,3 +89,35 @@ async def test_the_order_to_drain_ends_the_wait_for_the_model(
         await eventually(lambda: bool(silent.journal), "the model is asked")
         service.draining.set()
         await asyncio.wait_for(working, 5)
+
+
+async def test_a_worker_waits_for_whoever_makes_its_sandboxes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Away:
+        name = "code"
+
+        def __init__(self) -> None:
+            self.answers = [SandboxUnavailable("no daemon answers"), SandboxQuota("none free")]
+
+        async def open(self) -> dict[str, str]:
+            if self.answers:
+                raise self.answers.pop(0)
+            return {"backend": "docker"}
+
+    monkeypatch.setattr(start, "_PAUSES", (0.01, 0.02))
+    with capture_logs() as logs:
+        await start.open_in_time(Away())  # type: ignore[arg-type]
+    assert [line["event"] for line in logs] == ["scene.unavailable"] * 2 + ["scene.open"]
+    assert "no daemon answers" in logs[0]["error"]
+
+
+async def test_what_only_a_person_can_mend_ends_a_worker_at_once() -> None:
+    class Broken:
+        name = "code"
+
+        async def open(self) -> dict[str, str]:
+            raise ConfigurationError("the sandboxes do not hold")
+
+    with pytest.raises(ConfigurationError, match="do not hold"):
+        await start.open_in_time(Broken())  # type: ignore[arg-type]

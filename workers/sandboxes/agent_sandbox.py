@@ -19,6 +19,7 @@ from workers.sandboxes.protocol import (
     Sandbox,
     SandboxLost,
     SandboxPathError,
+    SandboxSpent,
     SandboxUnsupported,
     Status,
 )
@@ -73,6 +74,7 @@ class AgentSandbox:
         self._counters = jail.counters()
         self._closing: asyncio.Task[None] | None = None
         self._noting: asyncio.Task[None] | None = None
+        self._loss: SandboxLost | None = None
         self._ttl_by = enforced.get("ttl", "agent and worker")
         self._live_for(limits.ttl)
 
@@ -179,9 +181,11 @@ class AgentSandbox:
 
     async def label(self, labels: Mapping[str, str]) -> None:
         if self._closing:
-            raise SandboxLost(f"sandbox {self.id} is closed")
+            raise self._gone()
         if self._noting is not None:
             await asyncio.wait([self._noting])  # the later labels are to stay
+            if self._closing:
+                raise self._gone()
         # Beside everything else: a file is written, and no episode has to wait for a disk.
         note = asyncio.to_thread(self._jail.label, dict(labels))
         self._noting = asyncio.create_task(note, name=f"label {self.id}")
@@ -229,7 +233,10 @@ class AgentSandbox:
             if len(data) > self._largest << 20:
                 return not_started(f"{what} is larger than {self._largest} MiB")
         if self._closing:
-            raise SandboxLost(f"sandbox {self.id} is closed")
+            raise self._gone()
+        self._counters = (
+            self._jail.counters()
+        )  # what programs in the background did is not its doing
         wall = limits.wall if timeout is None else timeout
         said = Said(limits.output_bytes, on_output)
         try:
@@ -237,12 +244,8 @@ class AgentSandbox:
                 op, stdin, *raw, timeout=wall, cap=limits.output_bytes, patience=wall + GRACE,
                 stream=on_output is not None, on_piece=said.more, **fields,
             )  # fmt: skip
-        except SandboxLost as lost:
-            if self._jail_counters_moved()[0]:
-                # The program's doing, not ours: what it did still is a result.
-                reason = f"the sandbox ran out of memory and is gone: {lost}"
-                return said.result(status="oom", exit_code=None, duration=0, note=reason)
-            raise
+        except SandboxSpent as spent:  # what the program did still is a result
+            return said.result(status="oom", exit_code=None, duration=0, note=str(spent))
         header = {key: value for key, value in reply.header.items() if key not in ("id", "raw")}
         try:
             done = ProgramReply.model_validate(header)
@@ -277,7 +280,7 @@ class AgentSandbox:
 
     async def _call(self, op: str, *raw: bytes, patience: float, **fields: Any) -> Reply:
         if self._closing:
-            raise SandboxLost(f"sandbox {self.id} is closed")
+            raise self._gone()
         try:
             return await self._channel.call(op, *raw, patience=patience, **fields)
         except SandboxLost as lost:
@@ -292,7 +295,14 @@ class AgentSandbox:
             reason = f"it lived longer than its ttl of {self._ttl:g} s"
         said = "" if self._closing else await self._jail.log()
         await self.close()
-        return SandboxLost(f"sandbox {self.id} is lost: {reason}" + (f" [{said}]" if said else ""))
+        detail = f"{reason} [{said}]" if said else reason
+        if self._loss is None:
+            self._loss = (
+                SandboxSpent(f"sandbox {self.id} ran out of memory and is gone: {detail}")
+                if self._jail_counters_moved()[0]
+                else SandboxLost(f"sandbox {self.id} is lost: {detail}")
+            )
+        return self._gone()
 
     def _live_for(self, ttl: float) -> None:
         """End the sandbox after so many seconds; its agent does the same by itself."""
@@ -301,18 +311,27 @@ class AgentSandbox:
         self._timer = asyncio.get_running_loop().call_later(ttl, self._expire)
 
     def _expire(self) -> None:
-        self._channel.fail(f"it lived longer than its ttl of {self._ttl:g} s")
+        reason = f"it lived longer than its ttl of {self._ttl:g} s"
+        self._channel.fail(reason)
         if self._closing is None:
+            self._loss = SandboxLost(f"sandbox {self.id} is lost: {reason}")
             self._closing = asyncio.create_task(self._end(), name=f"expire {self.id}")
 
     async def _end(self) -> None:
-        if self._noting is not None:
-            await asyncio.wait([self._noting])  # or it would write down a sandbox that is gone
-            if error := self._noting.exception():
-                log.warning("sandbox.unlabelled", sandbox=self.id, error=str(error))
-        await self._jail.end()
-        await self._channel.close()
-        self._on_close(self)
+        try:
+            if (noting := self._noting) is not None:
+                await asyncio.wait([noting])  # or it would write down a sandbox that is gone
+                if error := noting.exception():
+                    log.warning("sandbox.unlabelled", sandbox=self.id, error=str(error))
+        finally:
+            await self._jail.end()
+            await self._channel.close()
+            self._on_close(self)
+
+    def _gone(self) -> SandboxLost:
+        """Return why there is no sandbox any more: what happened first."""
+        why = self._loss or SandboxLost(f"sandbox {self.id} is closed")
+        return type(why)(str(why))
 
 
 def not_started(reason: str) -> ExecResult:

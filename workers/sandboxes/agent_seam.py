@@ -61,11 +61,11 @@ class ProgramReply(Contract):
     """What the agent tells about a finished program."""
 
     status: Status
-    exit_code: int | None
+    exit_code: int | None = Field(ge=0, le=255)
     truncated: tuple[bool, bool]
-    duration: float = Field(ge=0)
-    cpu: float | None
-    peak: int | None
+    duration: float = Field(ge=0, le=1e9)
+    cpu: float | None = Field(ge=0, le=1e9)
+    peak: int | None = Field(ge=0, lt=1 << 53)
     log: str | None = None
 
 

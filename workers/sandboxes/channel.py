@@ -20,6 +20,9 @@ MAX_HEADER = 16 << 20
 """Bytes of JSON in one frame; a listing of a huge folder is the largest."""
 
 
+MAX_PARTS = 2
+"""Byte strings in one frame: the two streams of a program."""
+
 OnPiece = Callable[[Any, bytes], None]
 
 
@@ -84,6 +87,8 @@ class Channel:
                 raise SandboxLost(str(self.lost)) from None
             finally:
                 self._waiting.pop(number, None)
+                if reply.done() and not reply.cancelled():
+                    reply.exception()  # it may say the same once more, to nobody
         if "refused" in header:
             # It may repeat half a character of the path asked for, which no log could encode.
             raise SandboxPathError(str(header["refused"]).encode("utf-8", "replace").decode())
@@ -131,6 +136,8 @@ class Channel:
             raise ValueError(f"a header of {size} bytes")
         header = json.loads(await self._reader.readexactly(size))
         raw = []
+        if len(header["raw"]) > MAX_PARTS:
+            raise ValueError(f"{len(header['raw'])} parts")
         for length in header["raw"]:
             if not 0 <= length <= self._max_raw:
                 raise ValueError(f"a part of {length} bytes")

@@ -16,7 +16,13 @@ from typing import NamedTuple
 import structlog
 
 from workers.sandboxes.agent_sandbox import put_files
-from workers.sandboxes.protocol import ProbeReport, Sandbox, SandboxProvider, SandboxUnsupported
+from workers.sandboxes.protocol import (
+    ProbeReport,
+    Sandbox,
+    SandboxProvider,
+    SandboxUnavailable,
+    SandboxUnsupported,
+)
 from workers.sandboxes.spec import SandboxSpec
 
 log = structlog.get_logger()
@@ -79,10 +85,13 @@ class Pool:
         """Hand out a ready sandbox, or start one. Raises what the provider raises."""
         kind = kind_of(spec)
         while (ready := self._take(kind)) is not None:
-            if await self._give(ready.sandbox, spec):
+            if await self._give(ready.sandbox, spec) and not self._closed:
                 self._note(kind, spec)
                 return ready.sandbox
         sandbox = await self._provider.start(spec)
+        if self._closed:
+            await sandbox.close()
+            raise SandboxUnavailable("no more sandboxes: this worker ends")
         self._failures, self._rests_until = 0, 0.0
         self._note(kind, spec)  # only now: what cannot be started is not tried in the background
         return sandbox

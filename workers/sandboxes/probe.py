@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,11 +19,13 @@ LIMITS = Limits(
 )  # fmt: skip
 """Of the sandbox that is looked at; odd on purpose, so that they are not a host's own."""
 
+END_PATIENCE = 5.0
+"""Seconds for a sandbox to end when its life is over."""
 SECRETS = ("/var/run/docker.sock", "/run/docker.sock", "/proc/kcore", "/proc/sysrq-trigger")
 """What no program may open, whatever its files are made of."""
 
 LOOK = """
-import errno, json, os, socket
+import errno, json, os, resource, socket
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
 def refused(attempt):
     try:
@@ -52,6 +56,8 @@ print(json.dumps({
     "namespaces_refused": bool(refused(lambda: NAMESPACE())),
     "read_only": bool(refused(lambda: open("/usr/fleet-probe", "w"))),
     "environment": sorted(os.environ),
+    "cpu": resource.getrlimit(resource.RLIMIT_CPU)[1],
+    "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
 }))
 """
 NAMESPACE = """
@@ -103,6 +109,16 @@ waiting, wake = os.pipe()
 found["pids"] = until_refused(child, MOST_PIDS)
 print(json.dumps(found))
 """
+TOGETHER = """
+import os, time
+for n in range({processes}):
+    if os.fork() == 0:
+        keep = bytearray({size})
+        for n in range(0, len(keep), 4096): keep[n] = 1
+        time.sleep(0.3)
+        os._exit(0)
+print("held" if all([os.wait()[1] == 0 for n in range({processes})]) else "refused")
+"""
 MEMORY = "keep = bytearray({size})\nfor n in range(0, len(keep), 4096): keep[n] = 1\nprint('held')"
 
 EVERYWHERE = {
@@ -131,18 +147,34 @@ async def broken_promises(
     prelude = "".join(f"{name} = {value}\n" for name, value in most.items())
     broken += exceeded(await _ask(sandbox, prelude + TRY))
     hog = await sandbox.run_python(MEMORY.format(size=LIMITS.memory_mb << 21))
-    if hog.status not in ("oom", "error"):  # an error is its own MemoryError, for want of addresses
+    if hog.status in ("oom", "error"):  # an error is its own MemoryError, for want of addresses
+        part = LIMITS.memory_mb // 3 << 20
+        hog = await sandbox.run_python(TOGETHER.format(processes=6, size=part))
+    if "held" in hog.stdout or hog.status not in ("oom", "error", "ok"):
         broken.append(
-            f"programs may use {LIMITS.memory_mb * 2} MiB where {LIMITS.memory_mb} are allowed "
-            f"({hog.status})"
+            f"memory: programs may use {LIMITS.memory_mb * 2} MiB, where {LIMITS.memory_mb} are "
+            f"allowed ({hog.status})"
         )
     talk = await sandbox.exec("yes", timeout=10)
     if talk.status != "output_limit" or len(talk.stdout) > LIMITS.output_bytes:
-        broken.append(f"endless output is not stopped ({talk.status})")
+        broken.append(f"output: endless output is not stopped ({talk.status})")
     slow = await sandbox.exec("sleep 30", timeout=0.2)
     if slow.status != "timeout":
-        broken.append(f"a program that takes too long is not stopped ({slow.status})")
+        broken.append(f"wall: a program that takes too long is not stopped ({slow.status})")
+    if not await _dies_of_age(sandbox):
+        broken.append("ttl: a sandbox lives on when its life is over")
     return tuple(broken)
+
+
+async def _dies_of_age(sandbox: Sandbox) -> bool:
+    """Say whether it ends with its life; it is of no use afterwards."""
+    enforced = dict(sandbox.enforced)
+    await sandbox.keep_alive(0.1)
+    deadline = time.monotonic() + END_PATIENCE
+    while await sandbox.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)  # nobody tells when it ends
+    sandbox.enforced.update(enforced)
+    return not await sandbox.is_alive()
 
 
 async def _ask(sandbox: Sandbox, program: str) -> dict[str, Any]:
@@ -160,28 +192,32 @@ async def _ask(sandbox: Sandbox, program: str) -> dict[str, Any]:
 def violations(seen: dict[str, Any], *, own_network: bool = True) -> Iterator[str]:
     """Yield each broken promise of isolation, in words for an operator."""
     if seen["uid"] == 0 or any(int(outside) == 0 for _, outside, _ in _mapped(seen)):
-        yield "programs are root outside of their sandbox"
+        yield "user: programs are root outside of their sandbox"
     if seen["capabilities"] != ["0" * 16]:
-        yield f"programs keep capabilities {seen['capabilities']}"
+        yield f"privileges: programs keep capabilities {seen['capabilities']}"
     if seen["no_new_privs"] != "1":
-        yield "no_new_privs is not set, so setuid programs work"
+        yield "privileges: no_new_privs is not set, so setuid programs work"
     if seen["seccomp"] != "2" or not seen["vsock_refused"]:
-        yield "the seccomp filter is not active, or lets AF_VSOCK through"
+        yield "privileges: the seccomp filter is not active, or lets AF_VSOCK through"
     if not seen["namespaces_refused"]:
-        yield "programs can make user namespaces, and have every capability in them"
+        yield "privileges: programs can make user namespaces, and have every capability in them"
     interfaces = set(seen["interfaces"]) - EVERYWHERE
     if (interfaces and own_network) or not seen["unreachable"]:
-        yield f"programs see the network (interfaces {sorted(interfaces)})"
+        yield f"network: programs see the network (interfaces {sorted(interfaces)})"
     if seen["host_files"]:
-        yield f"programs see files of the host: {seen['host_files']}"
+        yield f"files: programs see files of the host: {seen['host_files']}"
     if not seen["pids"] or max(seen["pids"]) > 400:
-        yield "programs see processes of the host"
+        yield "processes: programs see processes of the host"
     if not seen["agent_hidden"]:
-        yield "programs can look into the agent"
+        yield "processes: programs can look into the agent"
     if not seen["read_only"]:
-        yield "the system folders are writable"
+        yield "files: the system folders are writable"
+    if not 0 < seen["cpu"] <= LIMITS.cpu:
+        yield f"cpu: programs may use {seen['cpu']} s of processor time each (-1: any)"
+    if seen["core"] not in (0, 1):
+        yield "files: a crash may call the host's handler, or leave its memory in a file"
     if foreign := set(seen["environment"]) - set(ENV):
-        yield f"programs see the worker's environment: {sorted(foreign)}"
+        yield f"files: programs see the worker's environment: {sorted(foreign)}"
 
 
 def _mapped(seen: dict[str, Any]) -> Iterator[list[str]]:
@@ -203,6 +239,11 @@ def exceeded(found: dict[str, Any]) -> Iterator[str]:
         ("open_files", LIMITS.open_files, "open files"),
         ("pids", LIMITS.pids, "processes"),
     ):
-        done, _ = found[name]
+        done, why = found[name]
         if done > most:
-            yield f"programs can have {done} {unit} and more, where {most} are allowed"
+            yield (
+                f"{name.split()[0].replace('inodes', 'disk')}: programs can have {done} {unit} "
+                f"and more, where {most} are allowed"
+            )
+        elif done == 0:
+            yield f"{name.split()[0]}: programs can have no {unit} at all ({why})"

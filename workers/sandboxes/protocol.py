@@ -55,6 +55,15 @@ class SandboxLost(SandboxError):
     kind = FailureKind.SANDBOX_LOST
 
 
+class SandboxSpent(SandboxLost):
+    """It is gone because programs in it took all memory there was, its keeper's included.
+
+    The agent's own doing: an observation, and checks that fail; not worth a retry.
+    """
+
+    kind = FailureKind.RUNTIME_ERROR
+
+
 class SandboxUnsupported(SandboxError):
     """This back-end cannot do that; the task is at fault, and a retry would not help."""
 
@@ -100,7 +109,8 @@ class ProbeReport(Contract):
     enforced: dict[str, JsonValue]
     """Each promise and how it is kept, e.g. `{"memory": "cgroup v1", "network": "namespace"}`."""
     broken: tuple[str, ...] = ()
-    """Each promise that is not kept, in words for an operator. A worker refuses to start with any
+    """Each promise that is not kept: its name in `enforced`, a colon, and words for an operator;
+    without a name where it is about something else. A worker refuses to start with any
     unless it was told `--allow-unsafe`."""
     advice: str = ""
     """What would mend that, as far as it can be seen."""
@@ -211,7 +221,11 @@ class SandboxProvider(Protocol):
         ...
 
     async def probe(self) -> ProbeReport:
-        """Start a real sandbox and look what holds. Raises `ConfigurationError` if none starts."""
+        """Start a real sandbox and look what holds.
+
+        Raises `ConfigurationError` if none starts; `SandboxUnavailable` and `SandboxQuota` where
+        trying again may help.
+        """
         ...
 
     async def reap(self) -> int:

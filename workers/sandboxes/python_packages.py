@@ -125,13 +125,19 @@ def find(root: Path, version: str) -> Prepared | None:
     link = root / python_tag(version)
     try:
         folder = link.resolve(strict=True)
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, ValidationError) as error:
+    except (OSError, RuntimeError) as error:
         raise ConfigurationError(
-            f"the Python packages at {link} cannot be used: {error}; "
-            f"remove what is there and run `{PREPARE}` again"
+            f"{link} leads nowhere: {error}; remove it and run `{PREPARE}` again"
+        ) from None
+    try:
+        manifest = manifest_of(folder)
+    except (OSError, ValueError) as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ConfigurationError(
+            f"the Python packages in {folder} are damaged ({why}): run `{PREPARE}` again, with "
+            "the same list if it was one of your own, which makes them anew"
         ) from None
     if closed := next(out_of_reach(folder), None):
         raise ConfigurationError(
@@ -140,6 +146,15 @@ def find(root: Path, version: str) -> Prepared | None:
             f"FLEET_PACKAGES to an open folder and run `{PREPARE}` again"
         )
     return Prepared(folder=folder, manifest=manifest)
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Return what is in a prepared folder. Raises `OSError` or `ValueError` if it is damaged."""
+    manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    for name in manifest.packages:
+        if not (folder / name).is_dir():
+            raise ValueError(f"{name} is missing")
+    return manifest
 
 
 def out_of_reach(folder: Path) -> Iterator[Path]:

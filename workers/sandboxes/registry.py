@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+
+from pydantic import JsonValue
 
 from common.failures import ConfigurationError
 from common.metrics import Metrics
@@ -70,6 +72,16 @@ def pooled(settings: Settings, metrics: Metrics) -> SandboxProvider:
     if not settings.sandbox_pool:
         return made
     return Pool(made, settings.sandbox_pool, metrics.sandboxes_idle.labels(made.backend).set)
+
+
+def held(enforced: Mapping[str, JsonValue], broken: Sequence[str]) -> dict[str, JsonValue]:
+    """Return each promise and how it is kept, or that it is not."""
+    told = dict(enforced)
+    for promise in broken:
+        key = promise.partition(":")[0]
+        if key in told:
+            told[key] = f"NOT HELD{promise.removeprefix(key)}"
+    return told
 
 
 def admit(report: ProbeReport, *, allow_unsafe: bool) -> tuple[str, ...] | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal, Self
+from contextlib import suppress
+from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
 from common.failures import ConfigurationError, Failure, FailureKind
 from common.logs import logger
 from common.metrics import Metrics
-from common.model import Contract, explain
+from common.model import explain
 from common.settings import Settings
 from common.task import Task
 from common.trajectory import Action, EnvironmentInfo, Step, Verdict
@@ -21,11 +22,13 @@ from workers.sandboxes.protocol import (
     SandboxError,
     SandboxPathError,
     SandboxProvider,
+    SandboxSpent,
     refusal,
 )
 from workers.sandboxes.python_packages import objection
-from workers.sandboxes.registry import admit, pooled
-from workers.sandboxes.spec import Limits, NetworkPolicy, SandboxSpec
+from workers.sandboxes.registry import admit, held, pooled
+from workers.sandboxes.spec import Limits, SandboxSpec
+from workers.scenes.code_constraints import CodeConstraints
 from workers.tools import Tool, Toolbox, ToolOutput, parameters
 from workers.verify.base import InvalidTask, World, validate_checks, verify
 
@@ -33,48 +36,6 @@ log = logger("code")
 
 _SYNTAX = ("SyntaxError", "IndentationError", "TabError")
 _TEXT = {"type": "string"}
-
-
-class CodeConstraints(Contract):
-    """`constraints` of a code task."""
-
-    files: dict[str, str] = Field(default_factory=dict)
-    """Put into the work folder before the agent starts: relative path to text."""
-    language: Literal["python", "bash", "shell"] | None = None
-    """What the program is to be written in: that tool is shown first where nothing else says."""
-    only_expected_tools: bool = False
-    """Show the agent no other tools than `expected_tools` (and `finish`)."""
-    python_packages: tuple[str, ...] = ()
-    """What programs can import besides the standard library, of those prepared on the worker's
-    host (`fleet packages list`)."""
-    image: str | None = None
-    """What the sandbox is made of, where the back-end runs images (docker, opensandbox)."""
-    network: Literal["none", "loopback", "allowlist"] = "none"
-    """`loopback`: programs can talk to each other on 127.0.0.1. `allowlist`: and reach `hosts`."""
-    hosts: tuple[str, ...] = ()
-    keep_background: bool = False
-    """Let what the agent left running in the background live while checks look, for tasks whose
-    result is a running program. It may also tamper with the checks."""
-    memory_mb: int = Field(default=512, ge=64, le=8192)
-    disk_mb: int = Field(default=64, ge=1, le=4096)
-    pids: int = Field(default=64, ge=8, le=1024)
-
-    @property
-    def policy(self) -> NetworkPolicy:
-        return NetworkPolicy(mode=self.network, hosts=self.hosts)
-
-    @model_validator(mode="after")
-    def _reachable(self) -> Self:
-        _ = self.policy  # raises for hosts that do not go with the network
-        return self
-
-    @field_validator("files")
-    @classmethod
-    def _inside(cls, value: dict[str, str]) -> dict[str, str]:
-        for path in value:
-            if path.startswith("/") or ".." in path.split("/") or not path or "\0" in path:
-                raise ValueError(f"{path!r} is not a relative path inside the work folder")
-        return value
 
 
 class CodeScene:
@@ -99,7 +60,7 @@ class CodeScene:
     async def reap(self) -> int:
         try:
             ended = await self._provider.reap()
-        except (SandboxError, ConfigurationError) as error:
+        except (SandboxError, ConfigurationError, OSError) as error:
             # Whoever has the left-overs cannot be reached: no reason to stop working.
             log.warning("sandbox.unreaped", backend=self._provider.backend, error=str(error))
             return 0
@@ -210,14 +171,16 @@ class CodeEnvironment:
             raise
         self._metrics.sandbox_start.labels(backend).observe(time.monotonic() - clock)
         self._metrics.sandboxes.labels(backend).inc()
-        limits = dict(self._sandbox.enforced)
+        limits = held(self._sandbox.enforced, self.info.unsafe or ())
         digest = limits.pop("image", None)
         self.info = self.info.model_copy(update={"limits": limits, "image_digest": digest})
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.sandbox.close()
-        self._metrics.sandboxes.labels(self._provider.backend).dec()
+        try:
+            await self.sandbox.close()
+        finally:
+            self._metrics.sandboxes.labels(self._provider.backend).dec()
         if isinstance(exc[1], SandboxError):
             kind = exc[1].kind.value
             self._metrics.sandbox_failures.labels(self._provider.backend, "run", kind).inc()
@@ -226,7 +189,7 @@ class CodeEnvironment:
         for path, text in self._constraints.files.items():
             try:
                 await self.sandbox.write_file(path, text.encode())
-            except SandboxPathError as error:
+            except (SandboxPathError, SandboxSpent) as error:
                 raise InvalidTask(f"constraints.files.{path}: {error}") from None
         sight = "Python has its standard library only."
         if "images" in self._provider.capabilities:
@@ -244,13 +207,14 @@ class CodeEnvironment:
         assert run is not None, "finish is the episode's own"
         try:
             return await run(dict(action.arguments))
-        except SandboxPathError as error:
+        except (SandboxPathError, SandboxSpent) as error:
             failure = Failure(kind=FailureKind.RUNTIME_ERROR, message=str(error)[:4000])
             return ToolOutput(f"error: {error}", success=False, failure=failure)
 
     async def verify(self, answer: str, steps: list[Step]) -> Verdict:
         if self._left_running and not self._constraints.keep_background:
-            await self.sandbox.end_background()  # or it could meet the hidden tests
+            with suppress(SandboxSpent):  # each check meets it too, and fails
+                await self.sandbox.end_background()  # or it could meet the hidden tests
         world = World(
             sandbox=self.sandbox, answer=answer, steps=steps, last_stdout=self._last_stdout
         )
@@ -370,6 +334,8 @@ def _ended(result: ExecResult, timeout: float) -> str:
             return "it could not be started"
         case "error":
             return f"exit code {result.exit_code}"
+        case "timeout" if result.duration < timeout * 0.9:
+            return "stopped: it used up its processor time"
         case "timeout":
             return f"stopped: still running after {timeout:g} s"
         case "oom":

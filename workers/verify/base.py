@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from common.task import AnswerCheck, CommandCheck, FileCheck, StdoutCheck, Task
 from common.task import Check as CheckSpec
 from common.trajectory import Verdict
-from workers.sandboxes.protocol import SandboxLost
+from workers.sandboxes.protocol import SandboxLost, SandboxSpent
 from workers.verify.answer import Answer
 from workers.verify.command import Command
 from workers.verify.file import File
 from workers.verify.stdout import Stdout
-from workers.verify.world import Check, InvalidTask, World
+from workers.verify.world import Check, InvalidTask, World, clip, judged
 
 __all__ = ["Check", "InvalidTask", "World", "checks_of", "validate_checks", "verify"]
 
@@ -22,7 +22,8 @@ async def verify(task: Task, world: World) -> Verdict:
     """Run every check, also after a failed one: the whole picture tells a reviewer more.
 
     Raises `InvalidTask` where a check cannot be decided as written, and lets `SandboxError`
-    through: a world that is gone has no verdict.
+    through: a world that is gone has no verdict. Only where the agent itself used it up, checks
+    that need it fail.
     """
     if not task.checks:
         return Verdict(passed=None, reward=None)
@@ -34,6 +35,9 @@ async def verify(task: Task, world: World) -> Verdict:
         try:
             async with asyncio.timeout(check.deadline):
                 results.append(await check.run(world))
+        except SandboxSpent as spent:
+            # What the agent left cannot be looked at any more, and that is the agent's doing.
+            results.append(judged(check.id, clip(str(spent))))
         except TimeoutError:
             raise SandboxLost(
                 f"sandbox {world.sandbox.id} left check {check.id!r} without an answer "

@@ -7,7 +7,7 @@ import signal
 
 from workers.sandboxes.agent.children import OUR_CHILDREN, Children
 from workers.sandboxes.agent.limits import PR_SET_CHILD_SUBREAPER, prctl
-from workers.sandboxes.agent.programs import RESET_SIGNALS, Privileges, spawn
+from workers.sandboxes.agent.programs import RESET_SIGNALS, Privileges, last_words, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,16 +34,17 @@ def start_in_background(
     told, tell = os.pipe()
     try:
         keeper = os.fork()
+    except OSError:
+        os.close(told)
+        raise
+    else:
         if keeper == 0:
             _keep(argv, env, cwd, log, tell, less)
         children.keepers.add(keeper)
-        os.close(tell)
-        tell = -1
-        trouble = os.read(told, 4096)
     finally:
-        for fd in (log, told, tell):
-            if fd >= 0:
-                os.close(fd)
+        os.close(log)
+        os.close(tell)
+    trouble = last_words(told, keeper)
     if trouble:
         raise ValueError(trouble.decode("utf-8", "replace"))
     return path
@@ -79,11 +80,11 @@ def _keep(
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         try:
-            spawn(argv, env, cwd, (null, log, log), less)
+            spawn(argv, env, cwd, (null, log, log), less, careful=True)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             os.write(tell, f"{argv[0] if argv else ''}: {reason}".encode("utf-8", "replace"))
-        # Whatever the agent has open is none of a keeper's business, its own log included.
+        # Whatever the agent has open is none of a keeper's business; and this says that it began.
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         while True:
             os.wait()

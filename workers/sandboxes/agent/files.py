@@ -60,7 +60,10 @@ def write_file(path: str, data: bytes | bytearray, mode: int) -> None:
         os.fchmod(fd, mode & 0o7777)
         os.rename(draft, path)  # noqa: PTH104
     except (OSError, ValueError) as error:
-        os.unlink(draft)  # noqa: PTH108
+        try:  # noqa: SIM105
+            os.unlink(draft)  # noqa: PTH108
+        except OSError:
+            pass  # a program was quicker
         raise _refused(path, error) from None
     finally:
         os.close(fd)

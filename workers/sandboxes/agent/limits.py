@@ -24,11 +24,14 @@ def no_core_dumps() -> None:
     """Let no crash reach a handler of the host, which would run there as root.
 
     Where core_pattern is a pipe the kernel ignores a limit of 0, but with exactly 1 byte it does
-    nothing (fs/coredump.c); and a file of 1 byte is none.
+    nothing (fs/coredump.c); and a file of 1 byte is none. Where somebody has set 0 for good, that
+    is all there can be.
     """
     limit = (ctypes.c_ulong * 2)(1, 1)
     if LIBC.setrlimit(RLIMIT_CORE, limit) != 0:
-        os._exit(5)
+        LIBC.getrlimit(RLIMIT_CORE, limit)
+        if list(limit) != [0, 0]:
+            os._exit(5)
 
 
 def counted() -> tuple[int, int]:
@@ -61,15 +64,19 @@ def memory_in_use(exact: bool) -> int:
             continue
         try:
             if exact:
-                with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:  # noqa: PTH123
-                    for line in rollup:
-                        if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")):
-                            total += int(line.split()[1]) * 1024
-            else:
-                with open(f"/proc/{pid}/status", "rb") as status:  # noqa: PTH123
-                    for line in status:
-                        if line.startswith((b"RssAnon:", b"RssShmem:")):
-                            total += int(line.split()[1]) * 1024
-        except (OSError, IndexError):
+                total += _sum(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:"))
+                continue
+        except PermissionError:
+            pass  # it closed itself to others: then what it shares counts in full
+        except OSError:
             continue  # it ended meanwhile
+        try:
+            total += _sum(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:"))
+        except OSError:
+            continue
     return total
+
+
+def _sum(path: str, names: tuple[bytes, ...]) -> int:
+    with open(path, "rb") as lines:  # noqa: PTH123
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(names))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 WORK = "/work"
+BEGIN_GRACE = 5.0  # seconds from a fork to its exec
 WRITABLE = (WORK, "/tmp", "/dev/shm")
 RESET_SIGNALS = (
     signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGALRM, signal.SIGTERM,
@@ -41,7 +43,10 @@ class Privileges:
         import resource
 
         for name, value in self.limits.items():
-            resource.setrlimit(getattr(resource, name), (value, value))
+            try:
+                resource.setrlimit(getattr(resource, name), (value, value))
+            except (ValueError, OverflowError) as error:
+                raise OSError(errno.EPERM, f"{name}: {error}") from None
         os.setgroups([])
         os.setresgid(self.group, self.group, self.group)
         os.setresuid(self.user, self.user, self.user)
@@ -54,43 +59,40 @@ def spawn(
     cwd: str,
     fds: tuple[int, ...],
     less: Privileges | None = None,
+    careful: bool = False,
 ) -> int:
     """Start a program with its own session, signals and descriptors 0, 1, 2; returns its pid.
 
-    Raises `OSError` or `ValueError` when it cannot be started.
+    ``careful``: somebody may stop it before it has begun. Raises `OSError` or `ValueError` when it
+    cannot be started.
     """
     if not argv:
         raise ValueError("no command")
-    if less is not None:
-        return _spawn_with_less(argv, env, cwd, fds, less)
-    os.chdir(cwd)
-    try:
-        return os.posix_spawn(
-            _find(argv[0], env.get("PATH", os.defpath)),
-            argv,
-            env,
-            file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)],
-            setsid=True,
-            setsigdef=RESET_SIGNALS,
-        )
-    finally:
-        os.chdir(WORK)
+    if less is not None or careful or cwd != WORK:
+        return _fork_and_exec(argv, env, cwd, fds, less)
+    return os.posix_spawn(
+        _find(argv[0], env.get("PATH", os.defpath)),
+        argv,
+        env,
+        file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)],
+        setsid=True,
+        setsigdef=RESET_SIGNALS,
+    )
 
 
-def _spawn_with_less(
+def _fork_and_exec(
     argv: list[str],
     env: Mapping[str, str],
     cwd: str,
     fds: tuple[int, ...],
-    less: Privileges,
+    less: Privileges | None,
 ) -> int:
-    """Do what posix_spawn cannot: change the user between fork and exec."""
+    """Do what posix_spawn cannot: change the user or the folder, and not wait for ever."""
     told, tell = os.pipe()
     pid = os.fork()
     if pid:
         os.close(tell)
-        trouble = _all_of(told)
-        os.close(told)
+        trouble = last_words(told, pid)
         if not trouble:
             return pid
         os.waitpid(pid, 0)
@@ -100,15 +102,16 @@ def _spawn_with_less(
         raise OSError(int(code), reason, what)
     try:
         _take_over(fds, tell)
-        less.drop()
-        os.chdir(cwd)
+        if less is not None:
+            less.drop()
+        os.chdir(os.path.join(WORK, cwd))  # noqa: PTH118
         for number in RESET_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         os.execve(_find(argv[0], env.get("PATH", os.defpath)), argv, env)  # noqa: S606
     except OSError as error:
         why = f"{error.errno}\0{error.strerror}\0{error.filename or ''}"
         os.write(tell, why.encode("utf-8", "replace"))
-    except ValueError as error:
+    except Exception as error:
         os.write(tell, f"0\0{error}\0".encode("utf-8", "replace"))
     finally:
         os._exit(127)
@@ -133,7 +136,7 @@ def become_programs_process(fds: tuple[int, ...], less: Privileges | None, *keep
     if less is not None:
         try:
             less.drop()
-        except OSError:
+        except BaseException:  # nobody goes on with rights it should have lost
             os._exit(5)
 
 
@@ -153,13 +156,25 @@ def _take_over(fds: tuple[int, ...], *keep: int) -> None:
     os.setsid()
 
 
-def _all_of(fd: int) -> bytes:
+def last_words(fd: int, pid: int) -> bytes:
+    """Return what a child says before it has begun, and close that pipe; one that is stopped dies.
+
+    Raises `ValueError` then.
+    """
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
     parts: list[bytes] = []
-    while True:
-        part = os.read(fd, 4096)
-        if not part:
-            return b"".join(parts)
-        parts.append(part)
+    try:
+        while True:
+            if not poll.poll(BEGIN_GRACE * 1000):
+                os.kill(pid, signal.SIGKILL)
+                raise ValueError("it was stopped before it had begun")
+            part = os.read(fd, 4096)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+    finally:
+        os.close(fd)
 
 
 def become(code: bytes | bytearray) -> NoReturn:

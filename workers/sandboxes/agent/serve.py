@@ -151,13 +151,12 @@ class Agent:
             return self._program(request, raw)
         if self.less is not None and not self.children.alone:
             self.less.drop()  # for good: this one request is all we do
-        if op == "read":
-            return reply, read_file(request["path"], request["limit"])
-        if op == "write":
-            write_file(request["path"], raw[0], request["mode"])
-        elif op == "list":
-            reply["entries"] = list_dir(request["path"])
-        elif op == "clear":
+        if op in ("read", "write", "list"):
+            try:
+                return self._file(request, raw, reply)
+            except (OSError, MemoryError, ValueError, RecursionError) as error:
+                raise Refused(f"{request['path'][:200]}: {error}") from None
+        if op == "clear":
             self._drop_spare()
             self.children.kill_all()
         elif op == "renew":
@@ -166,8 +165,23 @@ class Agent:
             os._exit(3)
         return (reply,)
 
+    def _file(self, request: Request, raw: list[bytearray], reply: Request) -> tuple[Any, ...]:
+        if request["op"] == "read":
+            return reply, read_file(request["path"], request["limit"])
+        if request["op"] == "write":
+            write_file(request["path"], raw[0], request["mode"])
+        else:
+            reply["entries"] = list_dir(request["path"])
+        return (reply,)
+
     def _program(self, request: Request, raw: list[bytearray]) -> tuple[Request, bytes, bytes]:
         self.children.expect(0)
+        try:
+            return self._step(request, raw)
+        except OSError as error:  # not even pipes can be had
+            return not_started(request["id"], error)
+
+    def _step(self, request: Request, raw: list[bytearray]) -> tuple[Request, bytes, bytes]:
         if request["op"] == "python":
             return self._python(request, *raw)
         self._drop_spare()  # it would count among the program's processes
@@ -177,7 +191,9 @@ class Agent:
         if request.get("background"):
             return self._background(request["id"], argv, env, request["cwd"])
         return Step(self, request, raw[0]).run(
-            lambda *fds: spawn(argv, env, request["cwd"], fds, self.less)
+            lambda *fds: spawn(
+                argv, env, request["cwd"], fds, self.less, careful=bool(self.children.keepers)
+            )
         )
 
     def _python(
@@ -208,13 +224,11 @@ class Agent:
     def _background(
         self, number: int, argv: list[str], env: dict[str, str], cwd: str
     ) -> tuple[Request, bytes, bytes]:
-        reply: Request = {"id": number, "status": "ok", "exit_code": None, "duration": 0.0}
-        reply |= {"truncated": [False, False], "cpu": None, "peak": None}
         try:
-            reply["log"] = start_in_background(self.children, argv, env, cwd, self.less)
+            log = start_in_background(self.children, argv, env, cwd, self.less)
         except (OSError, ValueError) as error:
-            return {**reply, "status": "error"}, b"", reason_of(error).encode("utf-8", "replace")
-        return reply, b"", b""
+            return not_started(number, error)
+        return {**nothing_yet(number), "status": "ok", "log": log}, b"", b""
 
     def cancelled(self, number: int) -> bool:
         """Take one request while a program runs; say whether it stops that program."""
@@ -247,3 +261,15 @@ class Agent:
         """Exit when our time is over; programs may send this signal too, and earlier."""
         if time.monotonic() >= self.end:
             os._exit(6)
+
+
+def nothing_yet(number: int) -> Request:
+    """Return what can be said of a program before it has done anything."""
+    reply: Request = {"id": number, "exit_code": None, "truncated": [False, False]}
+    return {**reply, "duration": 0.0, "cpu": None, "peak": None}
+
+
+def not_started(number: int, error: Exception) -> tuple[Request, bytes, bytes]:
+    """Return the reply for a program that cannot be started."""
+    reason = reason_of(error).encode("utf-8", "replace")
+    return {**nothing_yet(number), "status": "error"}, b"", reason

@@ -23,6 +23,8 @@ TRIAL = "fleet-trial-"
 """What groups are called that only show whether groups can be made; their maker's mark follows."""
 TRIAL_PATIENCE = 0.5
 """Seconds until such a group can be removed again."""
+CHARGE = 64 * 4096
+"""Bytes that the kernel charges at once, at most: so close to its limit a group cannot get more."""
 SUPERVISORS = 2
 """Processes of a jail that are not the program's: nsjail and the agent."""
 
@@ -61,9 +63,18 @@ class Cgroup(Contract):
         (self.pids / "pids.max").write_text(str(limits.pids + SUPERVISORS))
 
     def oom_kills(self) -> int:
-        """How many processes the kernel killed for memory so far."""
-        name = "memory.oom_control" if self.version == 1 else "memory.events"
-        return _counter(self.memory / name, "oom_kill")
+        """How many processes the kernel killed so far because this group reached its limit.
+
+        It counts those it killed because the whole host had no memory left, too; not we.
+        """
+        if self.version == 1:
+            peak, limit = (
+                _number(self.memory / f"memory.{name}_in_bytes") for name in ("max_usage", "limit")
+            )
+            reached = peak > limit - CHARGE
+            return _counter(self.memory / "memory.oom_control", "oom_kill") if reached else 0
+        events = self.memory / "memory.events"
+        return _counter(events, "oom_kill") if _counter(events, "oom") else 0
 
     def pids_hits(self) -> int:
         """How often a new process was refused so far."""
@@ -171,6 +182,13 @@ def _mounted(kind: str, controller: str, own: dict[str, str]) -> Path | None:
             inside = path.removeprefix(root) if root != "/" else path
             return Path(point) / inside.lstrip("/")
     return None
+
+
+def _number(file: Path) -> int:
+    try:
+        return int(file.read_text("ascii"))
+    except (OSError, ValueError):
+        return 0  # removed already
 
 
 def _counter(file: Path, name: str) -> int:

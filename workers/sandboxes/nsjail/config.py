@@ -22,7 +22,7 @@ INSIDE_ID = 1000
 AGENT = "/run/agent"
 """Where the agent's code lies inside."""
 SHM_MB = 16
-LAST_RESORT = 86_400.0
+LAST_RESORT = 7 * 86_400.0
 """Seconds after which nsjail ends any jail, whatever its agent does."""
 OVERHEAD_MB = 24
 """Memory that nsjail and the agent need beside what the limits grant to programs."""
@@ -127,7 +127,6 @@ def _rlimits(jail: JailConfig) -> Iterator[str]:
         "fsize": limits.file_mb,
         "nofile": limits.open_files,
         "nproc": nproc,
-        "core": 1,  # MiB; the agent makes it less
         "stack": 8,
         "memlock": 64,
         "rtprio": 0,
@@ -135,6 +134,7 @@ def _rlimits(jail: JailConfig) -> Iterator[str]:
     }
     for name, value in values.items():
         yield f"rlimit_{name}: {value} rlimit_{name}_type: VALUE"
+    yield "rlimit_core_type: HARD"  # as it is; the agent makes it a single byte
     if jail.cgroup:
         yield "rlimit_as_type: INF"
     else:
@@ -166,8 +166,10 @@ def _mounts(jail: JailConfig) -> Iterator[str]:
     yield _tmpfs("/work", limits.disk_mb, limits.inodes, "700")
     yield _tmpfs("/tmp", limits.disk_mb, limits.inodes, "1777")
     yield _tmpfs("/dev/shm", SHM_MB, 1024, "1777")
-    # subset=pid: nothing about the machine; hidepid=2: not even that the agent exists.
-    yield 'mount { dst: "/proc" fstype: "proc" options: "subset=pid,hidepid=2" rw: false }'
+    # subset=pid: nothing about the machine; hidepid=2: not even that the agent exists. But where
+    # the agent has to see what all programs use, none may make itself invisible.
+    hidden = "subset=pid,hidepid=2" if jail.cgroup else "subset=pid"
+    yield f'mount {{ dst: "/proc" fstype: "proc" options: "{hidden}" rw: false }}'
 
 
 @cache

@@ -1,8 +1,8 @@
-"""Sandboxes in nsjail: own namespaces, no network, no privileges, with our agent as PID 1.
+"""Sandboxes in nsjail: own namespaces, no network, no privileges, with our agent as process 1.
 
 The way of one sandbox: claim a slot (records.py), name a control group (cgroups.py), describe the
-jail (config.py), start nsjail (supervisor.py), talk to the agent in it (agent.py) over a channel
-(channel.py), and hand that out as a sandbox (nsjail_sandbox.py).
+jail (config.py), start nsjail (supervisor.py), talk to the agent in it (../agent/) over a channel
+(../channel.py), and hand that out as a sandbox (../agent_sandbox.py).
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ class NsjailProvider:
         host = await self._look()
         packages, variables = _packages(spec, host.packages)
         cgroup = host.cgroup and cgroups.child(host.cgroup, f"fleet-{uuid4().hex[:12]}")
-        record = self._records.claim(ProcessMark.own(), spec.labels, cgroup)
+        try:
+            record = self._records.claim(ProcessMark.own(), spec.labels, cgroup)
+        except OSError as error:
+            raise SandboxStartError(f"no sandbox can be noted down: {error}") from None
         root = os.geteuid() == 0
         jail = config.JailConfig(
             limits=spec.limits,
@@ -176,7 +179,7 @@ def promises(jail: config.JailConfig, cgroup: cgroups.Cgroup | None) -> dict[str
     else:
         memory = (
             f"rlimit: {config.address_space_mb(limits)} MiB of addresses each; "
-            f"agent: {limits.memory_mb} MiB together"
+            f"agent: {limits.memory_mb} MiB together, without what lies in sockets"
         )
         pids = f"rlimit: {limits.pids} together"
     return {

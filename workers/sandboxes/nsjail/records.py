@@ -41,7 +41,7 @@ class Records:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or _default_folder()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_folder()
         found = self.folder.stat()
         if found.st_uid != os.geteuid() or (folder is None and found.st_mode & 0o077):
             raise ConfigurationError(
@@ -49,10 +49,18 @@ class Records:
                 f"{found.st_mode & 0o777:o}, but holds who may be killed: remove it"
             )
 
+    def _make_folder(self) -> None:
+        """Make the folder; programs that tidy up temporary files may have taken it."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def claim(
         self, owner: ProcessMark, labels: dict[str, str], cgroup: Cgroup | None = None
     ) -> Record:
-        """Take a free slot and write its first record, before there is anything to clean up."""
+        """Take a free slot and write its first record, before there is anything to clean up.
+
+        Raises `OSError`.
+        """
+        self._make_folder()
         while True:
             slot = random.randrange(SLOTS)
             record = Record(slot=slot, owner=owner, labels=labels, cgroup=cgroup)
@@ -69,16 +77,20 @@ class Records:
         self._draft(record).replace(self._file(record.slot))
 
     def remove(self, record: Record) -> bool:
-        """Free the slot; returns whether it was this call that did."""
+        """Free the slot; returns whether it was this call that did. A later owner's stays."""
+        file = self._file(record.slot)
         try:
-            self._file(record.slot).unlink()
-        except FileNotFoundError:
+            if Record.model_validate_json(file.read_bytes()).owner != record.owner:
+                return False
+            file.unlink()
+        except (FileNotFoundError, ValidationError):
             return False
         return True
 
     def orphans(self) -> list[Record]:
         """Return the records whose owner is dead; throws away what is no record."""
         found = []
+        self._make_folder()
         for file in self.folder.iterdir():
             try:
                 if file.suffix != ".json":
