@@ -1,7 +1,7 @@
 """`python -m benchmarks [engine|latency|episodes|peers|path|llm|sandboxes]… [--write FILE]`.
 
 Measures and prints one table, goals beside the numbers; none of them decides a test. Without names
-it runs all, in about six minutes. `--write docs/benchmarks.md` rewrites that page from this run.
+it runs all, in about seven minutes. `--write docs/benchmarks.md` rewrites that page from this run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ MODULES = {
     "llm": "llm_client",
     "sandboxes": "sandboxes",
 }
-COMMAND = "python -m benchmarks --write docs/benchmarks.md"
 
 
 def main() -> int:
@@ -55,7 +54,8 @@ def main() -> int:
         for note in section.notes:
             console.print(note)
     if given.write is not None:
-        given.write.write_text(markdown(sections, command=COMMAND, load=load))
+        page = markdown(sections, names=given.names, file=given.write, load=load)
+        given.write.write_text(page)
     return 0 if all(row.value is not None for s in sections for row in s.rows) else 1
 
 

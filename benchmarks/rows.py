@@ -104,17 +104,22 @@ def _grid(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -
     return table
 
 
-def markdown(sections: Sequence[Section], *, command: str, load: float) -> str:
-    """Return docs/benchmarks.md."""
+PEERS = (
+    "The whole takes about seven minutes. The peers' environments are made by "
+    "`benchmarks/peers/setup.sh` under `benchmarks/.peers/`, from pinned lists; the run does that "
+    "first."
+)
+
+
+def markdown(sections: Sequence[Section], *, names: Sequence[str], file: Path, load: float) -> str:
+    """Return the page of a run of the parts ``names``; none: of all."""
     parts = [
-        "# Benchmarks",
-        f"Written by `{command}` in about six minutes; run it again to rewrite this page. One "
-        "part alone: `python -m benchmarks engine` (or `latency`, `episodes`, `peers`, `path`, "
-        "`llm`). The peers' environments are made by `benchmarks/peers/setup.sh` under "
-        "`benchmarks/.peers/`, from pinned lists; the run does that first. The goals are those "
-        "the project set itself; a missed one says so. Nothing here decides a test. Rates depend "
-        "on the machine and on what else it does: compare rows of one run with each other, never "
-        "with another page's.",
+        "# Benchmarks" + (f": {', '.join(names)}" if names else ""),
+        f"Written by `{' '.join(('python -m benchmarks', *names, '--write', str(file)))}`; run it "
+        "again to rewrite this page. The goals are those the project set itself; a missed one says "
+        "so. Nothing here decides a test. Rates depend on the machine and on what else it does: "
+        "compare rows of one run with each other, never with another page's.",
+        *(() if names else (PEERS,)),
         f"Machine: {machine()}. Load average at the start: {load:.1f}.",
     ]
     for section in sections:

@@ -4,11 +4,12 @@
 #   scripts/test-docker.sh --keep                 only get daemon and image ready, and leave them
 # A daemon that answers (DOCKER_HOST, the usual socket, one kept) is used; the images made in it for
 # the tests go again. Else one is started in a folder of its own, and goes with everything it made;
-# that takes root and control groups. Where no daemon can be had the script fails, unless
-# FLEET_TEST_DOCKER=optional.
+# that takes root and control groups. Another run meanwhile waits, as that daemon is not its own.
+# Where no daemon can be had the script fails, unless FLEET_TEST_DOCKER=optional.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 room=${FLEET_TEST_DOCKERD:-/tmp/fleet-dockerd}  # short: a socket's path has 107 bytes at most
+groups=fleet-dockerd-$$  # the daemon's folder in each hierarchy of control groups
 tar=${FLEET_TEST_CACHE:-/var/tmp}/fleet-base-bookworm.tar
 image=fleet-test/base:bookworm
 keep=
@@ -59,9 +60,11 @@ start_daemon() {
   iptables -S FORWARD >/dev/null || cannot "iptables does not work here"
   mkdir -p "$room"
   network_before > "$room/network-before"
+  ending=stop_daemon
   # setsid: a Ctrl-C is for the tests, which the daemon must outlive to be cleaned up after.
   setsid dockerd -H "unix://$room/s" --data-root "$room/data" --exec-root "$room/run" \
-    --pidfile "$room/pid" >"$room/log" 2>&1 </dev/null 9>&- &
+    --pidfile "$room/pid" --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$groups" \
+    >"$room/log" 2>&1 </dev/null 9>&- &
   local deadline=$((SECONDS + 30)) daemon=$!
   until answers "unix://$room/s"; do
     if ! kill -0 $daemon 2>/dev/null || [ $SECONDS -gt $deadline ]; then
@@ -86,9 +89,8 @@ stop_daemon() {
   fi
   forget_network
   grep -o " $room/[^ ]*" /proc/mounts | sort -r | while read -r mount; do umount "$mount"; done
-  # The daemon's control groups: one folder in each hierarchy, empty now.
-  find /sys/fs/cgroup -depth -type d -path '*/docker*' -newer "$room/network-before" \
-    -exec rmdir {} + 2>/dev/null
+  # The daemon's control groups, empty now; those of other daemons have other names.
+  find /sys/fs/cgroup -depth -type d -path "*/$groups*" -exec rmdir {} + 2>/dev/null
   rm -rf "$room"
 }
 
@@ -130,44 +132,48 @@ base_image() {
 }
 
 images() { docker images --format '{{.Repository}}:{{.Tag}}' 'fleet-test/*' | sort; }
+use_daemon() {
+  export DOCKER_HOST=$1
+  before=$(images)  # first: with nothing known from before, all would be forgotten
+  ending=forget_images
+}
 forget_images() {
   comm -13 <(echo "$before") <(images) | xargs -r docker rmi --force >/dev/null || :
 }
 
 # ------------------------------------------------------------------ which daemon, then the tests
 install_missing docker
-before=
+# An empty folder: nobody's credentials, no plug-ins that another machine has not.
+DOCKER_CONFIG=$(mktemp -d)
+ending=:
+trap '$ending; rm -rf "$DOCKER_CONFIG"' EXIT
+trap 'exit 130' INT TERM
+export DOCKER_CONFIG FLEET_TEST_IMAGE=$image
+own=unix://$room/s
 if [ -n "${DOCKER_HOST:-}" ]; then
   # One that does not answer is a mistake to be told, not a wish for another.
   answers "$DOCKER_HOST" || cannot "nothing answers at DOCKER_HOST=$DOCKER_HOST"
-  trap forget_images EXIT
+  use_daemon "$DOCKER_HOST"
 elif answers unix:///var/run/docker.sock; then
-  DOCKER_HOST=unix:///var/run/docker.sock
-  trap forget_images EXIT
-elif DOCKER_HOST=unix://$room/s; ! answers "$DOCKER_HOST"; then
+  use_daemon unix:///var/run/docker.sock
+else
+  # Before asking: the daemon of another run answers as well, and goes when that run ends.
   exec 9>"$room.lock"
   flock --wait 1800 9 || cannot "another run holds $room.lock"
-  if ! answers "$DOCKER_HOST"; then  # nor did the run that held the lock leave one
+  if answers "$own"; then
+    use_daemon "$own"  # kept
+  else
     install_missing dockerd iptables ip
-    trap stop_daemon EXIT
+    export DOCKER_HOST=$own
     start_daemon
   fi
 fi
-trap 'exit 130' INT TERM
-# An empty folder: nobody's credentials, no plug-ins that another machine has not.
-DOCKER_CONFIG=$(mktemp -d)
-export DOCKER_HOST DOCKER_CONFIG FLEET_TEST_IMAGE=$image
-before=$(images)
 base_image
 if [ -n "$keep" ]; then
-  trap - EXIT
-  rm -rf "$DOCKER_CONFIG"
+  ending=:
   [ ! -d "$room" ] || echo "$DOCKER_HOST" >"$room/READY"
   echo "export DOCKER_HOST=$DOCKER_HOST FLEET_TEST_IMAGE=$image"
   exit 0
 fi
 [ $# -gt 0 ] || set -- tests/sandboxes
-rc=0
-.venv/bin/pytest -m docker "$@" || rc=$?
-rm -rf "$DOCKER_CONFIG"
-exit $rc
+.venv/bin/pytest -m docker "$@"

@@ -35,6 +35,23 @@ async def test_an_image_that_will_not_do_is_named_with_the_reason(
         assert containers() == []
 
 
+async def test_the_beginning_of_an_id_names_no_image(provider: DockerProvider) -> None:
+    whole = docker("image", "inspect", "--format", "{{.Id}}", derived("whole")).strip()
+    short = whole.removeprefix("sha256:")[:12]
+    with pytest.raises(SandboxUnsupported, match=f"{short}.* is no name of an image"):
+        await provider.start(SandboxSpec(image=short))
+    for reference in (whole, whole.removeprefix("sha256:")):
+        await (await provider.start(SandboxSpec(image=reference))).close()
+
+
+async def test_files_that_take_all_memory_are_the_tasks_fault(provider: DockerProvider) -> None:
+    files = {f"f{n}": b"x" * (15 << 20) for n in range(5)}
+    limits = Limits(memory_mb=32, disk_mb=64, file_mb=64)
+    with pytest.raises(SandboxUnsupported, match="memory"):
+        await provider.start(SandboxSpec(files=files, limits=limits))
+    assert containers() == []
+
+
 async def test_what_the_back_end_has_not_is_refused(provider: DockerProvider) -> None:
     for spec, reason in (
         (SandboxSpec(packages=("numpy",)), "packages"),

@@ -24,7 +24,7 @@ from workers.sandboxes.docker.container import Container
 from workers.sandboxes.docker.provider import DockerProvider
 from workers.sandboxes.processes import ProcessMark
 from workers.sandboxes.protocol import SandboxLost, SandboxStartError, SandboxUnavailable
-from workers.sandboxes.spec import SandboxSpec
+from workers.sandboxes.spec import Limits, SandboxSpec
 
 pytestmark = pytest.mark.docker
 
@@ -166,6 +166,34 @@ async def test_a_container_killed_from_outside_is_lost_and_says_so(
         assert containers() == [], "it is cleaned up at once"
 
 
+async def test_a_kill_is_not_taken_for_what_an_earlier_program_did(
+    provider: DockerProvider,
+) -> None:
+    """That one ran out of memory, and its sandbox went on."""
+    sandbox = await provider.start(SandboxSpec(limits=Limits(memory_mb=64)))
+    assert (await sandbox.run_python("x = bytearray(200 << 20)")).status == "oom"
+    assert (await sandbox.run_python("print('on')")).stdout == "on\n"
+    (one,) = containers()
+    running = asyncio.create_task(sandbox.exec("sleep 60"))
+    await runs_a_command(one)
+    docker("kill", one)
+    with pytest.raises(SandboxLost) as lost:
+        await asyncio.wait_for(running, 15)
+    assert lost.type is SandboxLost, lost.value
+
+
+async def test_what_is_being_started_ends_with_its_provider(provider: DockerProvider) -> None:
+    await provider._find(docker_bed.base_image())
+    starts = [asyncio.create_task(provider.start(SandboxSpec())) for _ in range(3)]
+    await eventually(lambda: containers() != [], "containers are made", within=10)
+    await provider.close()
+    for start in starts:
+        with pytest.raises(SandboxUnavailable, match="closed meanwhile"):
+            await start
+    assert containers() == []
+    assert provider._doubtful == set()
+
+
 async def test_a_frozen_container_is_lost_in_time_and_removed(
     provider: DockerProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +210,10 @@ async def test_a_frozen_container_is_lost_in_time_and_removed(
 
 async def test_an_agent_that_is_told_nonsense_ends(provider: DockerProvider) -> None:
     sandbox = await provider.start(SandboxSpec())
-    sandbox._channel._writer.write(b"\xff\xff\xff\xff")
+    jail = sandbox._jail
+    assert isinstance(jail, Container)
+    assert jail._writer is not None
+    jail._writer.write(b"\xff\xff\xff\xff")
     await eventually(lambda: containers() == [], "the container is gone", within=10)
     with pytest.raises(SandboxLost, match="gone"):
         await sandbox.exec("true")

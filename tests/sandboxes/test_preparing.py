@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -216,12 +217,27 @@ def test_another_list_gets_a_folder_of_its_own(root: Path, wheelhouse: Wheelhous
     assert find(root, "3.99.1") is None
 
 
-def test_a_damaged_folder_is_told_and_not_used(root: Path, wheelhouse: Wheelhouse) -> None:
+@pytest.mark.parametrize("damage", ["half a manifest", "no manifest", "a package is missing"])
+def test_a_damaged_folder_is_told_and_made_anew(
+    root: Path, wheelhouse: Wheelhouse, damage: str
+) -> None:
     wheelhouse.add("alpha")
-    prepared, _ = prepare(root, wheelhouse.lock("alpha==1.0"), PYTHON)
-    (prepared.folder / MANIFEST).write_text('{"packages": {}')
-    with pytest.raises(ConfigurationError, match="remove what is there"):
-        find(root, python_of(PYTHON))
+    lock = wheelhouse.lock("alpha==1.0")
+    prepared, _ = prepare(root, lock, PYTHON)
+    for _ in range(2):  # also where it was damaged before
+        match damage:
+            case "half a manifest":
+                (prepared.folder / MANIFEST).write_text('{"packages": {}')
+            case "no manifest":
+                (prepared.folder / MANIFEST).unlink()
+            case _:
+                (prepared.folder / "alpha").rename(root / "elsewhere")
+                shutil.rmtree(root / "elsewhere")
+        with pytest.raises(ConfigurationError, match=rf"{prepared.folder} are damaged.*again"):
+            find(root, python_of(PYTHON))
+        assert prepare(root, lock, PYTHON) == (prepared, True)
+        assert contents(prepared.folder) == ["alpha", MANIFEST]
+    assert (root / f".{prepared.folder.name}.damaged").is_dir(), "jails that run may use it"
 
 
 def test_one_patch_release_of_python_reads_the_packages_of_another() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 
 from common.failures import ConfigurationError
@@ -22,6 +23,8 @@ UNREACHABLE = (
 )
 FROM_DAEMON = "error response from daemon"
 """Where it begins so, somebody does answer, whoever else could not be reached."""
+NO_PROGRAM = (errno.ENOEXEC, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What the kernel says of a file that is none, or not for us; anything else may pass."""
 FORBIDDEN = ("permission denied while trying to connect", "client is denied")
 
 
@@ -45,12 +48,19 @@ class Docker:
         return found
 
     async def run(self, *arguments: str, patience: float = PATIENCE) -> str:
-        """Return what a command printed. Raises what `failure` makes of one that failed."""
-        process = await asyncio.create_subprocess_exec(
-            self.path(), *arguments, cwd="/",
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        """Return what a command printed.
+
+        Raises what `failure` makes of one that failed, and `not_run` of one that did not start.
+        """
+        path = self.path()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                path, *arguments, cwd="/",
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+        except OSError as error:
+            raise not_run(path, error) from None
         try:
             async with asyncio.timeout(patience):
                 out, err = await process.communicate()
@@ -65,6 +75,15 @@ class Docker:
         if process.returncode != 0:
             raise failure(f"docker {arguments[0]}", err.decode("utf-8", "replace"))
         return out.decode("utf-8", "replace")
+
+
+def not_run(path: str, error: OSError) -> SandboxError | ConfigurationError:
+    """Return what it means that the command could not be run: it is broken, or the host is full."""
+    if error.errno in NO_PROGRAM:
+        return ConfigurationError(
+            f"the docker command {path} cannot be executed ({error.strerror}): install it anew"
+        )
+    return SandboxUnavailable(f"the docker command {path} could not be started: {error}")
 
 
 def failure(doing: str, said: str) -> SandboxError | ConfigurationError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -12,10 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 from common.failures import ConfigurationError
-from workers.sandboxes.docker.client import Docker, failure
+from workers.sandboxes.docker.client import Docker, failure, not_run
 from workers.sandboxes.docker.images import Image
+from workers.sandboxes.docker.removal import Removal, remove
+from workers.sandboxes.docker.tail import Tail
 from workers.sandboxes.processes import burial
-from workers.sandboxes.protocol import SandboxError, SandboxStartError, SandboxUnsupported
+from workers.sandboxes.protocol import SandboxError, SandboxUnsupported
 
 EXIT_PATIENCE = 2.0
 """Seconds the agent gets to exit once its wire is closed, and Docker to clear up after it."""
@@ -48,34 +49,51 @@ class Container:
         self._image = image
         self._doubtful = doubtful
         """Names of containers that may still exist, for the reaper."""
-        # Docker and the agent complain here. A file in memory needs nobody to drain it.
-        self._log = os.memfd_create("sandbox-log")
+        self._complaints: Tail | None = None
+        """Of Docker and of the agent; an image's Python may write there whatever it likes."""
         self._process: subprocess.Popen[bytes] | None = None
         self._exited: asyncio.Future[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._out_of_memory = 0
-        self._born = time.time()
+        self._counted_until = time.time()
 
     async def start(self, arguments: Sequence[str], agent: bytes) -> Streams:
-        """Start it and hand it the agent; returns the streams on which that will speak."""
-        command = [self._docker.path(), *arguments]
+        """Start it and hand it the agent; returns the streams on which that will speak.
+
+        Raises what `not_run` makes of a command that does not start. `end` is due in any case.
+        """
+        path = self._docker.path()
+        try:
+            reader, self._writer = await self._start([path, *arguments])
+        except OSError as error:
+            raise not_run(path, error) from None
+        self._writer.write(len(agent).to_bytes(4, "big") + agent)
+        return reader, self._writer
+
+    async def _start(self, command: list[str]) -> Streams:
+        self._complaints = Tail()
         ours, theirs = socket.socketpair()
         try:
             # Not asyncio's subprocesses: uvloop's copy the worker's page tables (13 ms more),
             # asyncio's keep a thread each. This one is started by vfork and watched by pidfd.
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns within a millisecond
-                command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._log, cwd="/",
+                command, stdin=theirs.fileno(), stdout=theirs.fileno(),
+                stderr=self._complaints.writing, cwd="/",
                 start_new_session=True,  # a Ctrl-C is for the worker, which then ends in order
             )  # fmt: skip
             self._exited = burial(self._process)
-            reader, self._writer = await asyncio.open_connection(sock=ours, limit=STREAM_BUFFER)
+            return await asyncio.open_connection(sock=ours, limit=STREAM_BUFFER)
         except BaseException:
             ours.close()
+            if self._process is not None and self._exited is None:
+                # No descriptor was left to watch it by. So early it has made no container yet.
+                self._process.kill()
+                self._process.wait()
             raise
         finally:
             theirs.close()
-        self._writer.write(len(agent).to_bytes(4, "big") + agent)
-        return reader, self._writer
+            self._complaints.handed_over()
 
     @property
     def running(self) -> bool:
@@ -105,8 +123,10 @@ class Container:
     def counters(self) -> tuple[int, int]:
         """Return (processes killed for memory, processes refused).
 
-        The agent counts them inside; only when it was itself killed somebody else has to tell.
+        The agent counts them inside; only when it was itself killed somebody else has to tell,
+        and then only of what happened after the agent was last heard.
         """
+        self._counted_until = time.time()
         return self._out_of_memory, 0
 
     def label(self, labels: Mapping[str, str]) -> None:
@@ -114,8 +134,12 @@ class Container:
 
     async def end(self) -> None:
         """End it and remove all traces. Never raises, takes 20 s at most; idempotent."""
-        if self._log < 0:
-            return
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end(), name=f"end {self.name}")
+        # Whoever is cancelled while he waits must not leave a half-ended container behind.
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
         if self._writer and not self._writer.is_closing():
             # The agent exits, and Docker removes its container. Our ear stays open: the docker
             # command would die of a word that nobody takes, before all that is done.
@@ -125,59 +149,53 @@ class Container:
             await self._force()
         elif code == 128 + signal.SIGKILL:
             await self._ask_why_killed()
-        os.close(self._log)
-        self._log = -1
+        if self._complaints is not None:
+            self._complaints.close()
 
     async def _force(self) -> None:
         """Remove the container whatever it does, and the docker command with it."""
         self._doubtful.add(self.name)
-        removed = await remove(self._docker, self.name)
         # Still making the container, it sees by itself that nobody wants it any more.
-        code = await self._exit_code(END_PATIENCE)
+        removal, code = await asyncio.gather(
+            remove(self._docker, self.name, END_PATIENCE), self._exit_code(END_PATIENCE)
+        )
         if code is None and self._process is not None:
             self._process.kill()
             await self._exit_code(EXIT_PATIENCE)
-            removed = await remove(self._docker, self.name)
-        if removed or code is not None:
+            if removal is not Removal.DONE:
+                removal = await remove(self._docker, self.name, END_PATIENCE)
+        # Of a command that was killed, the daemon may still make the container it asked for.
+        known = code is not None and code >= 0
+        if removal is Removal.DONE or (removal is Removal.ABSENT and known):
             self._doubtful.discard(self.name)
+        else:
+            self._doubtful.add(self.name)  # a reaper may have looked too early
 
     async def _ask_why_killed(self) -> None:
-        """Find out whether it was for memory that the container was killed, agent and all."""
+        """Find out whether it was for memory that the container was killed, agent and all.
+
+        A program that ran out of memory before, in a step that the agent told of, is no reason;
+        and where somebody ordered the kill, memory was none.
+        """
         now = time.time()  # with its fraction: Docker rounds its own "0s" down to whole seconds
         with contextlib.suppress(SandboxError, ConfigurationError):
             told = await self._docker.run(
-                "events", "--since", str(int(self._born)), "--until", f"{now:.9f}",
-                "--filter", f"container={self.name}", "--filter", "event=oom",
+                "events", "--since", f"{self._counted_until:.9f}", "--until", f"{now:.9f}",
+                "--filter", f"container={self.name}",
+                "--filter", "event=oom", "--filter", "event=kill",
                 "--format", "{{.Action}}", patience=EXIT_PATIENCE,
             )  # fmt: skip
-            self._out_of_memory = len(told.splitlines())
+            happened = told.split()
+            if "kill" not in happened:
+                self._out_of_memory += happened.count("oom")
 
     def _said(self) -> str:
-        if self._log < 0:
-            return ""
-        return os.pread(self._log, 1 << 16, 0).decode("utf-8", "replace").strip()[-1000:]
+        return self._complaints.text() if self._complaints is not None else ""
 
     async def _exit_code(self, patience: float) -> int | None:
         """Return the docker command's, once it has ended; None if it does not in time."""
-        if self._process is None or self._exited is None:
+        if self._process is None:
             return 0
-        await asyncio.wait([self._exited], timeout=patience)
+        if self._exited is not None:
+            await asyncio.wait([self._exited], timeout=patience)
         return self._process.returncode
-
-
-async def remove(docker: Docker, name: str) -> bool:
-    """Kill a container and wait until it is removed; says whether it was there. Never raises."""
-    deadline = time.monotonic() + END_PATIENCE
-    was_there = False
-    while time.monotonic() < deadline:
-        try:
-            told = await docker.run("rm", "--force", "--volumes", name, patience=END_PATIENCE)
-            return was_there or name in told.split()
-        except SandboxStartError as error:
-            if "already in progress" not in str(error):
-                break
-            was_there = True
-            await asyncio.sleep(0.05)  # somebody else removes it: nothing to await
-        except (SandboxError, ConfigurationError):
-            break
-    return was_there

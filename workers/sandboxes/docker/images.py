@@ -17,6 +17,9 @@ PULL_PATIENCE = 900.0
 """Seconds for fetching an image; gigabytes on a slow line."""
 # A reference never starts with a dash, and so is no option of the docker command.
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
+_ID = re.compile(r"(sha256:)?[0-9a-f]{64}")
+LONGEST_NAME = 255
+"""Characters before tag and digest; Docker takes no more."""
 _NOT_FOR_US = ("not found", "manifest unknown", "pull access denied", "invalid reference")
 
 
@@ -38,15 +41,21 @@ async def find(docker: Docker, reference: str, pull: Pull) -> Image:
     Raises `SandboxUnsupported` naming one that is missing or will not do, `SandboxStartError` when
     it could not be fetched, and what `Docker.run` raises.
     """
-    if not _REFERENCE.fullmatch(reference):
+    name, _ = _split(reference)
+    if not _REFERENCE.fullmatch(reference) or len(name) > LONGEST_NAME:
         raise SandboxUnsupported(f"{reference!r} is no name of an image")
     found = await _inspect(docker, reference)
-    if found is None and pull == "missing":
+    if found is None and pull == "missing" and not _ID.fullmatch(reference):
         await _fetch(docker, reference)
         found = await _inspect(docker, reference)
     if found is None:
         raise SandboxUnsupported(
             f"the image {reference} is not on this Docker host: docker pull {reference}"
+        )
+    if not _meant(reference, found):
+        raise SandboxUnsupported(
+            f"{reference!r} is no name of an image; Docker takes it for the beginning of an id, "
+            f"{found['Id']}: give a name, or the whole id"
         )
     config = found.get("Config") or {}
     if config.get("Volumes"):
@@ -61,6 +70,33 @@ async def find(docker: Docker, reference: str, pull: Pull) -> Image:
         digest=next(iter(found.get("RepoDigests") or ()), found["Id"]),
         env=dict(line.partition("=")[::2] for line in config.get("Env") or ()),
     )
+
+
+def _meant(reference: str, found: dict[str, Any]) -> bool:
+    """Say whether an image is what was asked for, not one whose id happens to begin so."""
+    if "@" in reference or _ID.fullmatch(reference):
+        return True  # exact by themselves
+    return _whole(reference) in {_whole(tag) for tag in found.get("RepoTags") or ()}
+
+
+def _split(reference: str) -> tuple[str, str]:
+    """Return the name of a reference, and its tag as far as it has one."""
+    name, _, _ = reference.partition("@")
+    folder, slash, last = name.rpartition("/")
+    last, _, tag = last.partition(":")
+    return f"{folder}{slash}{last}", tag
+
+
+def _whole(reference: str) -> str:
+    """Return a reference with all that Docker adds to it: registry, folder and tag."""
+    name, tag = _split(reference)
+    host, slash, rest = name.partition("/")
+    if not slash or not (set(".:") & set(host) or host == "localhost"):
+        host, rest = "docker.io", name
+    host = host.removeprefix("index.") if host == "index.docker.io" else host
+    if host == "docker.io" and "/" not in rest:
+        rest = f"library/{rest}"
+    return f"{host}/{rest}:{tag or 'latest'}"
 
 
 async def _inspect(docker: Docker, reference: str) -> dict[str, Any] | None:

@@ -35,6 +35,22 @@ def run(image: Image, limits: Limits, name: str, labels: Mapping[str, str]) -> I
     yield from ("-I", "-B", "-c", boot())
 
 
+def rlimits(limits: Limits) -> dict[str, int]:
+    """Return the limits of each process, as Docker names them.
+
+    Not nproc: the kernel counts that for a user on the whole host, other containers included.
+    """
+    return {
+        "core": 1,  # a byte; as the agent sets it elsewhere
+        "cpu": math.ceil(limits.cpu),
+        "fsize": limits.file_mb << 20,
+        "memlock": 64 << 10,
+        "msgqueue": 64 << 10,
+        "nofile": limits.open_files,
+        "rtprio": 0,
+    }
+
+
 def environment(image: Image) -> dict[str, str]:
     """Return what programs see: the image's variables, below ours, which know the sandbox.
 
@@ -62,16 +78,7 @@ def _limits(limits: Limits) -> Iterator[str]:
     yield from ("--pids-limit", str(limits.pids + 1))  # the agent is one of them
     # When the host runs out of memory, sandboxes go before workers.
     yield from ("--oom-score-adj", "500")
-    # Not nproc: the kernel counts that for a user on the whole host, other containers included.
-    for limit, value in (
-        ("core", 1),  # a byte; as the agent sets it elsewhere
-        ("cpu", math.ceil(limits.cpu)),
-        ("fsize", limits.file_mb << 20),
-        ("memlock", 64 << 10),
-        ("msgqueue", 64 << 10),
-        ("nofile", limits.open_files),
-        ("rtprio", 0),
-    ):
+    for limit, value in rlimits(limits).items():
         yield from ("--ulimit", f"{limit}={value}:{value}")
     disk = f"size={limits.disk_mb}m,nr_inodes={limits.inodes}"
     yield from _tmpfs("/work", f"{disk},exec,mode=700")

@@ -1,7 +1,7 @@
 """Marks on containers that say whose they are, so that a reaper can end what the dead left.
 
 Several workers, on several hosts, may share one Docker daemon. Whether a process lives can be told
-on its own host only; elsewhere, a container counts as left behind long after it should have ended.
+on its own host only; elsewhere, a container counts as left behind when no life can be that long.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ NAME = "fleet-sandbox-"
 """Every container's name begins so; an image made of one has our marks, but not this."""
 MARK = "trajectory-fleet."
 HOST, PID, STARTED, EXPIRES = (f"{MARK}{key}" for key in ("host", "pid", "started", "expires"))
+LAST_RESORT = 2 * 86_400.0
+"""Seconds beyond its first ttl after which no container can live any more, however often its life
+was prolonged, which no label can tell: it waits in a pool first, and a task has a day at most."""
 SLACK = 3600.0
-"""Seconds a container of another host may be late: its life may have been prolonged there."""
+"""Seconds that the clocks of two hosts may differ, or an end may take."""
 FORMAT = "\t".join(
     ("{{.ID}}", *(f'{{{{.Label "{key}"}}}}' for key in (HOST, PID, STARTED, EXPIRES)))
 )
@@ -47,6 +50,12 @@ class Owned(Contract):
 
 
 @cache
+def own() -> ProcessMark:
+    """Return the mark of this process. Known once, it needs no descriptor any more."""
+    return ProcessMark.own()
+
+
+@cache
 def host() -> str:
     """Return what differs wherever process ids mean something else: host, start, container."""
     start = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
@@ -55,13 +64,12 @@ def host() -> str:
 
 def marks(ttl: float, labels: Mapping[str, str]) -> dict[str, str]:
     """Return the labels of a new container of this process; ``labels`` are for people only."""
-    own = ProcessMark.own()
     for_people = {f"{MARK}spec.{_KEY.sub('_', key)[:64]}": text for key, text in labels.items()}
     ours = {
         HOST: host(),
-        PID: str(own.pid),
-        STARTED: str(own.started),
-        EXPIRES: str(int(time.time() + ttl)),
+        PID: str(own().pid),
+        STARTED: str(own().started),
+        EXPIRES: str(int(time.time() + ttl + LAST_RESORT)),
     }
     return {key: _plain(text) for key, text in (for_people | ours).items()}
 

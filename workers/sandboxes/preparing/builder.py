@@ -21,7 +21,14 @@ from common.failures import ConfigurationError
 from workers.sandboxes.preparing import inventory
 from workers.sandboxes.preparing.lockfile import LockFile, Pin, read
 from workers.sandboxes.preparing.turns import only_one
-from workers.sandboxes.python_packages import MANIFEST, Manifest, Prepared, find, python_tag
+from workers.sandboxes.python_packages import (
+    MANIFEST,
+    Manifest,
+    Prepared,
+    find,
+    manifest_of,
+    python_tag,
+)
 
 INSTALL_TIMEOUT = 900.0
 """Seconds for one distribution."""
@@ -63,7 +70,7 @@ def prepare(
         _make_folder(root)
         waiting = partial(told, "waiting for another preparation", 0, 1)
         with only_one(root / ".lock", waiting) as held:
-            work = not (root / key / MANIFEST).is_file()
+            work = not _whole(root / key)
             if work:
                 _build(root / key, listed, interpreter, environment, held, told)
             _use(root / tag, key)
@@ -102,8 +109,27 @@ def _build(
     file.write_text(manifest.model_dump_json(indent=1), "utf-8")
     file.chmod(0o644)
     os.sync()  # or a power cut after the rename could leave files that are empty
+    _put_aside(folder)
     draft.rename(folder)
     told("ready", len(listed.pins), len(listed.pins))
+
+
+def _whole(folder: Path) -> bool:
+    """Say whether a folder was prepared to its end, and nobody damaged it since."""
+    try:
+        manifest_of(folder)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _put_aside(folder: Path) -> None:
+    """Make room where a damaged folder lies. It is kept: sandboxes that run may still use it."""
+    aside = folder.with_name(f".{folder.name}.damaged")
+    if os.path.lexists(folder):
+        if os.path.lexists(aside):
+            shutil.rmtree(aside)  # of the time before, which nobody uses any more
+        folder.rename(aside)
 
 
 def _install(pin: Pin, interpreter: Path, target: Path, held: int) -> None:
