@@ -67,6 +67,44 @@ async def test_a_link_that_changes_while_the_worker_writes_leads_nowhere(
     await small.exec("pkill -9 -f real || kill -9 -1")
 
 
+async def test_a_program_that_deletes_what_the_worker_writes_does_not_lose_the_sandbox(
+    provider: SandboxProvider, small: Sandbox
+) -> None:
+    """Files are written under another name first, which programs can see."""
+    if "background" not in provider.capabilities:
+        pytest.skip("nothing runs while the worker writes in this back-end's sandboxes")
+    await small.exec(
+        ["python3", "-c",
+         "import os\n"
+         "while True:\n"
+         "    for name in os.listdir():\n"
+         "        try: name.startswith('.fleet-') and os.unlink(name)\n"
+         "        except OSError: pass"],
+        background=True,
+    )  # fmt: skip
+    refused = 0
+    deadline = time.monotonic() + 10
+    while refused < 5 and time.monotonic() < deadline:
+        try:
+            await small.write_file("mine", bytes(1 << 20))
+        except SandboxPathError:
+            refused += 1
+    assert refused == 5, "it was never quicker than the worker"
+    await small.end_background()
+    await small.write_file("mine", b"x")
+    assert await small.read_file("mine") == b"x"
+
+
+async def test_a_work_folder_nobody_may_enter_leaves_no_program_unwatched(small: Sandbox) -> None:
+    await small.exec("chmod 0 /work")
+    for command in ("echo ran; exec sleep 311", ["sh", "-c", "echo ran; exec sleep 311"]):
+        result = await small.exec(command, cwd="/tmp", timeout=0.4)
+        assert (result.status, result.stdout) == ("timeout", "ran\n")
+    everybody = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"
+    assert "sleep" not in (await small.exec(everybody, cwd="/tmp")).stdout
+    await small.exec("chmod 700 /work", cwd="/tmp")
+
+
 async def test_nothing_the_worker_opens_makes_it_wait(small: Sandbox) -> None:
     """Pipes without a writer, sockets, devices, locked files, links in circles."""
     await small.run_python(

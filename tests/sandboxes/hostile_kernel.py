@@ -120,6 +120,19 @@ async def test_no_socket_leads_out(small: Sandbox, untouched_host: Host) -> None
     assert result.stdout.endswith("no names\n")
 
 
+async def test_no_pair_of_sockets_but_unix_ones_can_be_had(small: Sandbox) -> None:
+    result = await small.run_python(
+        "import json, socket\n"
+        "def tried(family):\n"
+        "    try: socket.socketpair(family, socket.SOCK_STREAM); return 'made'\n"
+        "    except OSError as error: return error.errno\n"
+        "print(json.dumps({family: tried(family) for family in range(1, 46)}))"
+    )
+    seen = json.loads(result.stdout)
+    assert seen.pop("1") == "made"
+    assert set(seen.values()) <= {EPERM, EAFNOSUPPORT}, seen
+
+
 PROTECTED = (
     "/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe",
     "/proc/sys/vm/drop_caches", "/proc/1/oom_score_adj", "/proc/self/oom_score_adj",
@@ -194,6 +207,71 @@ async def test_limits_can_only_be_lowered(small: Sandbox) -> None:
         "print(json.dumps(raised))"
     )
     assert json.loads(result.stdout) == []
+
+
+UPON_THE_AGENT = {
+    **{f"its {name}": f"resource.prlimit(1, resource.RLIMIT_{name}, (3, 3))"
+       for name in ("NOFILE", "FSIZE", "AS", "DATA", "CPU", "NPROC", "STACK")},
+    "its priority": "os.setpriority(os.PRIO_PROCESS, 1, 19)",
+    "its group's": "os.setpriority(os.PRIO_PGRP, 1, 19)",
+    "everybody's": "os.setpriority(os.PRIO_USER, 0, 19)",
+    "everybody's by name": "os.setpriority(os.PRIO_USER, os.getuid(), 19)",
+    "its scheduler": "os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))",
+    "its scheduling": "os.sched_setparam(1, os.sched_param(0))",
+    "its processors": "os.sched_setaffinity(1, {min(os.sched_getaffinity(0))})",
+}  # fmt: skip
+# What no library asks for, with the numbers of x86-64. Of a number that the kernel takes for one of
+# 32 bits it ignores the upper half, and a filter may not.
+RAW_UPON_THE_AGENT = {
+    "its disk": "251, 1, 1, 3 << 13", "everybody's disk": "251, 3, 0, 3 << 13",
+    "its attributes": "314, 1, bytes([48, 0, 0, 0, 5]) + bytes(43), 0",
+    "NOFILE, 64 bits": "302, ONE, 7, THREES, 0", "NOFILE, negative": "302, -0xffffffff, 7, THREES",
+    "its priority, 64 bits": "141, 0, ONE, 19", "everybody's, 64 bits": "141, ONE + 1, 0, 19",
+    "its disk, 64 bits": "251, 1, ONE, 3 << 13", "everybody's disk, 64": "251, ONE + 2, 0, 3 << 13",
+    "its scheduler, 64 bits": "144, ONE, 5, bytes(4)", "its scheduling, 64": "142, ONE, bytes(4)",
+    "its processors, 64 bits": "203, ONE, 8, bytes([1]) + bytes(7)",
+}  # fmt: skip
+
+
+async def test_no_program_sets_limits_or_priority_of_the_agent(small: Sandbox) -> None:
+    raw = RAW_UPON_THE_AGENT if os.uname().machine == "x86_64" else {}
+    result = await small.run_python(
+        "import ctypes, json, os, resource\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "ONE, THREES = (1 << 32) + 1, (ctypes.c_ulong * 2)(3, 3)\n"
+        "def call(*args):\n"
+        "    args = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]\n"
+        "    if libc.syscall(*args) == -1: raise OSError(ctypes.get_errno(), '')\n"
+        "def tried(what):\n"
+        "    try: what()\n"
+        "    except OSError as error: return error.errno\n"
+        "    return 'allowed'\n"
+        "print(json.dumps({"
+        + ", ".join(
+            [f"{name!r}: tried(lambda: {code})" for name, code in UPON_THE_AGENT.items()]
+            + [f"{name!r}: tried(lambda: call({arguments}))" for name, arguments in raw.items()]
+        )
+        + "}))",
+        timeout=5,
+    )
+    seen = json.loads(result.stdout)
+    assert {name: errno for name, errno in seen.items() if errno != EPERM} == {}
+    await small.write_file("larger/than/three/bytes", bytes(5000))
+
+
+async def test_programs_may_set_limits_and_priority_of_their_own(small: Sandbox) -> None:
+    result = await small.run_python(
+        "import os, resource, subprocess\n"
+        "for pid in (0, os.getpid(), subprocess.Popen(['sleep', '9']).pid):\n"
+        "    resource.prlimit(pid, resource.RLIMIT_NOFILE, (30, 30))\n"
+        "    os.sched_setaffinity(pid, os.sched_getaffinity(pid))\n"
+        "    os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))\n"
+        "    print(resource.prlimit(pid, resource.RLIMIT_NOFILE))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (29, 29))\n"
+        "os.setpriority(os.PRIO_PROCESS, 0, 5); os.setpriority(os.PRIO_PGRP, 0, 6); os.nice(1)\n"
+        "print(resource.prlimit(1, resource.RLIMIT_NOFILE)[0] > 30, os.nice(0))"
+    )
+    assert result.stdout == "(30, 30)\n" * 3 + "True 7\n", result
 
 
 async def test_a_crash_dumps_no_core(small: Sandbox) -> None:

@@ -182,6 +182,38 @@ async def test_many_small_programs_are_counted_together(provider: SandboxProvide
     await works(provider)
 
 
+async def test_memory_of_programs_that_let_nobody_look_counts_too(small: Sandbox) -> None:
+    """They make themselves undumpable, which takes their /proc away from others of the user."""
+    result = await small.run_python(
+        "import ctypes, os, time\n"
+        "ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n"
+        "for _ in range(3):\n"
+        "    if os.fork() == 0:\n"
+        "        keep = bytearray(40 << 20)\n"
+        "        for n in range(0, len(keep), 4096): keep[n] = 1\n"
+        "        time.sleep(60)\n"
+        "raise SystemExit(os.wait()[1] != 0)\n",
+        timeout=10,
+    )
+    assert result.status == "oom", result
+
+
+async def test_memory_a_background_program_ran_out_of_is_not_blamed_on_a_later_step(
+    provider: SandboxProvider, small: Sandbox
+) -> None:
+    if "background" not in provider.capabilities:
+        pytest.skip("this back-end leaves nothing running in the background")
+    hoard = "python3 -c 'x = b\"x\" * (200 << 20)'"
+    await small.exec(f"{hoard} || echo over >over", background=True)
+
+    async def over() -> bool:
+        return [entry.name for entry in await small.list_dir()] == ["over"]
+
+    await eventually(over, "it ran out of memory")
+    result = await small.run_python("raise ValueError('a plain bug')")
+    assert result.status == "error", result
+
+
 async def test_memory_shared_after_a_fork_counts_once(provider: SandboxProvider) -> None:
     spec = SandboxSpec(limits=SMALL.model_copy(update={"memory_mb": 96}))
     async with await provider.start(spec) as sandbox:
@@ -310,3 +342,30 @@ async def test_killing_its_keeper_does_not_free_a_background_program(
     await small.exec("kill -9 $(cat keeper)")
     await small.exec("true")  # it may have become ours a moment too late for the step that did it
     assert "sleep" not in (await small.exec(EVERYBODY)).stdout
+
+
+async def test_a_background_program_that_stops_everybody_is_ended_with_a_result(
+    provider: SandboxProvider, small: Sandbox
+) -> None:
+    if "background" not in provider.capabilities:
+        pytest.skip("this back-end leaves nothing running in the background")
+    await small.exec(
+        ["python3", "-c",
+         "import os, signal\n"
+         "open('stops', 'w').close()\n"
+         "while True:\n"
+         "    try: os.kill(-1, signal.SIGSTOP)\n"
+         "    except OSError: pass"],
+        background=True,
+    )  # fmt: skip
+
+    async def stops() -> bool:
+        return [entry.name for entry in await small.list_dir()] == ["stops"]
+
+    await eventually(stops, "it runs")
+    began = time.monotonic()
+    result = await small.exec("sleep 0.2; echo x", timeout=1)
+    assert result.status in ("error", "timeout", "ok"), result
+    assert time.monotonic() - began < 9
+    await small.end_background()
+    assert "SIGSTOP" not in (await small.exec(EVERYBODY)).stdout

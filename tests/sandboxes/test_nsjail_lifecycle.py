@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from common.failures import ConfigurationError
+from common.failures import ConfigurationError, FailureClass
 from tests.helpers import eventually
 from tests.sandboxes.hostile_host import descendants
 from workers.sandboxes.agent_sandbox import AgentSandbox
@@ -25,6 +26,7 @@ from workers.sandboxes.processes import ProcessMark
 from workers.sandboxes.protocol import (
     SandboxLost,
     SandboxProvider,
+    SandboxSpent,
     SandboxStartError,
 )
 from workers.sandboxes.spec import Limits, SandboxSpec
@@ -45,6 +47,12 @@ async def main():
     await asyncio.gather(*running)
 
 asyncio.run(main())
+"""
+
+FILL = """
+for folder in ("/work", "/tmp"):
+    with open(folder + "/fill", "wb", buffering=0) as file:
+        for _ in range(63): file.write(bytes(1 << 20))
 """
 
 
@@ -182,6 +190,81 @@ async def test_an_agent_that_is_told_nonsense_ends(
         sandbox._channel._writer.write(nonsense)
         with pytest.raises(SandboxLost, match="gone"):
             await asyncio.wait_for(running, 10)
+    assert noted(records) == []
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3])
+async def test_a_sandbox_closed_while_it_is_labelled_leaves_nothing(
+    provider: SandboxProvider, records: Path, labels: int
+) -> None:
+    for close_first in (False, True):
+        sandbox = await provider.start(SandboxSpec())
+        (record,) = noted(records)
+        noting = [sandbox.label({"attempt": str(n)}) for n in range(labels)]
+        doing = [sandbox.close(), *noting] if close_first else [*noting, sandbox.close()]
+        async with asyncio.timeout(5):
+            ended = await asyncio.gather(*doing, return_exceptions=True)
+        assert all(error is None or isinstance(error, SandboxLost) for error in ended), ended
+        assert noted(records) == []
+        assert record.jail is not None
+        assert not record.jail.alive()
+        assert not any(
+            folder.exists() for folder in (record.cgroup and record.cgroup.folders) or ()
+        )
+        left = [task.get_name() for task in asyncio.all_tasks()]
+        assert not [name for name in left if sandbox.id in name]
+
+
+async def test_a_folder_of_records_that_was_tidied_away_is_made_again(
+    provider: SandboxProvider, records: Path
+) -> None:
+    async with await provider.start(SandboxSpec()):
+        pass
+    for _ in range(2):
+        shutil.rmtree(records)
+        async with await provider.start(SandboxSpec()) as sandbox:
+            assert (await sandbox.exec("echo well")).stdout == "well\n"
+            assert len(noted(records)) == 1
+    shutil.rmtree(records)
+    assert await provider.reap() == 0
+
+
+async def test_a_folder_of_records_that_cannot_be_made_refuses_the_start(
+    provider: SandboxProvider, records: Path
+) -> None:
+    shutil.rmtree(records)
+    records.write_text("in the way")
+    with pytest.raises(SandboxStartError, match="no sandbox can be noted down"):
+        await provider.start(SandboxSpec())
+    records.unlink()
+    records.mkdir(mode=0o700)
+
+
+async def test_whoever_used_up_all_memory_is_told_so_from_then_on(records: Path) -> None:
+    """Files count where a control group does: then not even the agent can go on."""
+    if cgroups.find() is None:
+        pytest.skip("this user may not make control groups here")
+    provider = NsjailProvider(records=records)
+    async with await provider.start(SandboxSpec(limits=Limits(memory_mb=64))) as sandbox:
+        result = await sandbox.run_python(FILL)
+        assert result.status == "oom", result
+        first = None
+        for call in (
+            lambda: sandbox.write_file("x", bytes(1 << 20)),
+            lambda: sandbox.exec("true"),
+            lambda: sandbox.run_python("print(1)"),
+            lambda: sandbox.read_file("x"),
+            lambda: sandbox.list_dir(),
+            lambda: sandbox.keep_alive(60),
+            lambda: sandbox.label({"a": "b"}),
+            lambda: sandbox.end_background(),
+        ):
+            with pytest.raises(SandboxSpent, match="out of memory") as spent:
+                await call()
+            first = first or str(spent.value)
+            assert str(spent.value) == first
+            assert spent.value.as_failure().failure_class is FailureClass.AGENT
+        assert not await sandbox.is_alive()
     assert noted(records) == []
 
 

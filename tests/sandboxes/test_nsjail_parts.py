@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from pydantic import ValidationError
 
 from common.failures import ConfigurationError
 from common.settings import Settings
 from workers.sandboxes.agent import source
+from workers.sandboxes.agent_seam import ProgramReply
 from workers.sandboxes.channel import Channel
 from workers.sandboxes.nsjail import advice, cgroups, config
 from workers.sandboxes.nsjail.cgroups import Cgroup
@@ -76,12 +78,15 @@ def test_limits_reach_the_configuration() -> None:
         "rlimit_fsize: 3 rlimit_fsize_type: VALUE",
         "rlimit_nofile: 33 rlimit_nofile_type: VALUE",
         "rlimit_as: 80 rlimit_as_type: VALUE",
-        "time_limit: 86400",
-        'options: "subset=pid,hidepid=2"',
+        "time_limit: 604800",
+        "rlimit_core_type: HARD",
+        'dst: "/proc" fstype: "proc" options: "subset=pid" rw: false',
     ):
         assert part in text
     counted = config.text(jail.model_copy(update={"cgroup": True}))
     assert "rlimit_as_type: INF" in counted
+    # Where the agent counts, it has to see everybody.
+    assert 'options: "subset=pid,hidepid=2"' in counted
     # Memory of no process: only where a control group counts it.
     assert "memfd_create, memfd_secret" in text
     assert "memfd_create, memfd_secret" not in counted
@@ -108,6 +113,30 @@ def test_a_version_2_group_is_limited_and_read(tmp_path: Path) -> None:
     (group.memory / "memory.events").write_text("low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\n")
     (group.pids / "pids.events").write_text("max 5\n")
     assert (group.oom_kills(), group.pids_hits()) == (2, 5)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_version_1_group_counts_kills_only_where_it_reached_its_limit(
+    tmp_path: Path, ours: bool
+) -> None:
+    memory, pids = tmp_path / "memory", tmp_path / "pids"
+    memory.mkdir()
+    pids.mkdir()
+    group = cgroups.child(Cgroup(version=1, memory=memory, pids=pids), "fleet-1")
+    group.create(Limits(memory_mb=100))
+    limit = int((group.memory / "memory.limit_in_bytes").read_text())
+    peak = limit - 40960 if ours else limit // 2
+    (group.memory / "memory.max_usage_in_bytes").write_text(f"{peak}\n")
+    (group.memory / "memory.oom_control").write_text("oom_kill_disable 0\noom_kill 2\n")
+    assert group.oom_kills() == (2 if ours else 0), "or the host had no memory left"
+
+
+def test_a_version_2_group_does_not_count_what_the_host_killed(tmp_path: Path) -> None:
+    group = cgroups.child(Cgroup(version=2, memory=tmp_path, pids=tmp_path), "fleet-1")
+    group.create(Limits())
+    for events, kills in (("max 0\noom 0\noom_kill 2\n", 0), ("max 9\noom 1\noom_kill 2\n", 2)):
+        (group.memory / "memory.events").write_text(events)
+        assert group.oom_kills() == kills
 
 
 @pytest.mark.parametrize(
@@ -155,7 +184,8 @@ def test_a_folder_of_records_that_is_somebody_elses_is_refused(
     "answer",
     [b"\xff\xff\xff\xff", b"\0\0\0\1{", b"\0\0\0\2[]", frame({"id": 1}), frame({"raw": []}),
      frame({"id": 1, "raw": [1 << 40]}), frame({"id": 1, "raw": [-1]}),
-     frame({"id": [], "raw": []}), frame({"id": 1, "raw": ["x"]}), b"\0\0"],
+     frame({"id": [], "raw": []}), frame({"id": 1, "raw": ["x"]}), b"\0\0",
+     frame({"id": 1, "raw": [1, 1, 1]}) + b"abc", frame({"id": 1, "raw": [0] * 9})],
 )  # fmt: skip
 async def test_nonsense_from_the_agent_is_a_lost_sandbox(answer: bytes) -> None:
     ours, theirs = socket.socketpair()
@@ -166,6 +196,22 @@ async def test_nonsense_from_the_agent_is_a_lost_sandbox(answer: bytes) -> None:
         await channel.call("ping", patience=5)
     await channel.close()
     theirs.close()
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [{"exit_code": 2**70}, {"exit_code": -1}, {"exit_code": 256}, {"duration": -1.0},
+     {"duration": float("inf")}, {"duration": float("nan")}, {"duration": 1e300},
+     {"cpu": -0.1}, {"cpu": float("nan")}, {"peak": -1}, {"peak": 2**70}],
+    ids=str,
+)  # fmt: skip
+def test_absurd_numbers_from_the_agent_are_no_reply(absurd: dict[str, object]) -> None:
+    sound = {"status": "error", "exit_code": 1, "truncated": [False, False], "duration": 0.1}
+    sound |= {"cpu": 0.1, "peak": 4096}
+    assert ProgramReply.model_validate(sound).exit_code == 1
+    with pytest.raises(ValidationError, match=next(iter(absurd))):
+        # As it arrives: JSON of Python knows numbers that no standard does.
+        ProgramReply.model_validate(json.loads(json.dumps({**sound, **absurd})))
 
 
 async def test_a_reply_nobody_waits_for_is_dropped() -> None:

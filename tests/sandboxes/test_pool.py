@@ -26,6 +26,7 @@ from workers.sandboxes.protocol import (
     SandboxProvider,
     SandboxQuota,
     SandboxStartError,
+    SandboxUnavailable,
     SandboxUnsupported,
 )
 from workers.sandboxes.spec import Limits, SandboxSpec
@@ -278,6 +279,24 @@ async def test_closing_leaves_nothing_and_does_not_wait_for_a_start(
         assert time.monotonic() - began < 5
         assert list(records.iterdir()) == []
         assert ready[-1] == 0
+
+
+async def test_a_start_under_way_when_the_pool_closes_is_ended(
+    jails: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, gate = jails.provider.start, asyncio.Event()
+
+    async def slow(spec: SandboxSpec) -> Sandbox:
+        await gate.wait()
+        return await start(spec)
+
+    monkeypatch.setattr(jails.provider, "start", slow)
+    starting = asyncio.create_task((pool := Pool(jails, 0)).start(SPEC))
+    await eventually(lambda: jails.now == 1, "it is under way")
+    await pool.close()
+    gate.set()
+    with pytest.raises(SandboxUnavailable, match="this worker ends"):
+        await starting  # and nothing is left: see `jails`
 
 
 # -- what is kept ready ---------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,58 +10,16 @@ from common.failures import FailureClass, FailureKind
 from common.metrics import Metrics
 from common.settings import load
 from common.task import Task
-from common.trajectory import Action
 from tests.helpers import task
+from tests.workers.code_worlds import LABELS, blamed, call, python, shell
+from tests.workers.code_worlds import metrics as metrics
+from tests.workers.code_worlds import reports as reports
+from tests.workers.code_worlds import scene as scene
+from tests.workers.code_worlds import world as world
 from workers.environment import Environment, Scene
 from workers.sandboxes.protocol import SandboxLost
 from workers.scenes import build
-from workers.tools import ToolOutput
 from workers.verify.base import InvalidTask
-
-LABELS = {"task": "t", "attempt": "a"}
-
-
-@pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
-
-
-@pytest.fixture
-async def scene(metrics: Metrics) -> AsyncIterator[Scene]:
-    scene = build("code", load(sandbox="nsjail"), metrics)
-    await scene.open()
-    yield scene
-    await scene.close()
-
-
-@pytest.fixture
-async def world(scene: Scene) -> AsyncIterator[Environment]:
-    async with scene.environment(task(), labels=LABELS) as world:
-        await world.reset()
-        yield world
-
-
-async def call(world: Environment, tool: str, _timeout: float = 20.0, **args: Any) -> ToolOutput:
-    action = Action(tool=tool, arguments=args, call_id="c")
-    assert world.tools.objection(action) is None
-    return await world.call(action, timeout=_timeout)
-
-
-async def python(world: Environment, code: str, _timeout: float = 20.0, **args: Any) -> ToolOutput:
-    return await call(world, "run_python", _timeout, code=code, **args)
-
-
-async def shell(world: Environment, command: str, _timeout: float = 20.0) -> ToolOutput:
-    return await call(world, "run_shell", _timeout, command=command)
-
-
-def blamed(output: ToolOutput, kind: FailureKind) -> str:
-    """What the agent is told of a failure that is its own doing."""
-    assert not output.success
-    assert output.failure is not None
-    assert (output.failure.kind, output.failure.failure_class) == (kind, FailureClass.AGENT)
-    return output.text
-
 
 # -- tasks it takes -------------------------------------------------------------------------------
 
@@ -74,6 +31,11 @@ def blamed(output: ToolOutput, kind: FailureKind) -> str:
         ({"constraints": {"memory_mb": 63}}, "constraints.memory_mb", "greater than or equal"),
         ({"constraints": {"pids": "few"}}, "constraints.pids", "valid integer"),
         ({"constraints": {"network": "all"}}, "constraints.network", "'none'"),
+        ({"constraints": {"hosts": ["Not A Host"]}}, "constraints.hosts", "is no host name"),
+        ({"constraints": {"network": "allowlist", "hosts": ["pypi.org"]}}, "constraints.network",
+         "nsjail back-end cannot limit the network"),
+        ({"constraints": {"image": "python:3.12"}}, "constraints.image",
+         "nsjail back-end runs no images"),
         ({"constraints": {"files": {"a": 1}}}, "constraints.files.a", "valid string"),
         ({"constraints": {"files": {"/etc/x": ""}}}, "constraints.files", "'/etc/x' is not a rel"),
         ({"constraints": {"files": {"a/../../x": ""}}}, "constraints.files", "inside the work"),
@@ -94,6 +56,18 @@ def test_a_task_it_cannot_run_is_refused_naming_the_field(
     with pytest.raises(InvalidTask, match=field.replace(".", r"\.")) as refused:
         scene.environment(task(**fields), labels=LABELS)
     assert refused.value.as_failure().failure_class is FailureClass.TASK
+
+
+@pytest.mark.parametrize(
+    "constraints",
+    [{"network": "allowlist"}, {"hosts": ["a.org"]}, {"network": "loopback", "hosts": ["a.org"]}],
+    ids=str,
+)
+def test_hosts_go_with_a_list_of_what_is_allowed_only(constraints: dict[str, Any]) -> None:
+    scene = build("code", load(sandbox="nsjail"), Metrics())
+    [(named, why)] = scene.objections(task(constraints=constraints))
+    assert named.startswith("constraints.hosts")
+    assert "hosts belong to the mode allowlist, which needs at least one" in why
 
 
 @pytest.mark.parametrize(

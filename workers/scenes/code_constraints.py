@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from common.model import Contract
+from common.model import Contract, explain
 from workers.sandboxes.spec import NetworkPolicy
 
 
@@ -26,7 +26,7 @@ class CodeConstraints(Contract):
     """What the sandbox is made of, where the back-end runs images (docker, opensandbox)."""
     network: Literal["none", "loopback", "allowlist"] = "none"
     """`loopback`: programs can talk to each other on 127.0.0.1. `allowlist`: and reach `hosts`."""
-    hosts: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = Field(default=(), validate_default=True)
     keep_background: bool = False
     """Let what the agent left running in the background live while checks look, for tasks whose
     result is a running program. It may also tamper with the checks."""
@@ -38,10 +38,14 @@ class CodeConstraints(Contract):
     def policy(self) -> NetworkPolicy:
         return NetworkPolicy(mode=self.network, hosts=self.hosts)
 
-    @model_validator(mode="after")
-    def _reachable(self) -> Self:
-        _ = self.policy  # raises for hosts that do not go with the network
-        return self
+    @field_validator("hosts")
+    @classmethod
+    def _reachable(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        try:
+            NetworkPolicy(mode=info.data.get("network", "none"), hosts=value)
+        except ValidationError as error:
+            raise ValueError("; ".join(reason for _, reason in explain(error))) from None
+        return value
 
     @field_validator("files")
     @classmethod

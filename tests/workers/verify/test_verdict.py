@@ -8,7 +8,7 @@ import pytest
 
 from common.failures import FailureKind
 from tests.workers.verify.scripted import ScriptedSandbox, task_with
-from workers.sandboxes.protocol import ExecResult, SandboxLost
+from workers.sandboxes.protocol import ExecResult, SandboxLost, SandboxSpent
 from workers.verify import stdout as stdout_check
 from workers.verify.base import InvalidTask, World, validate_checks, verify
 
@@ -44,6 +44,29 @@ async def test_a_lost_sandbox_is_no_verdict() -> None:
     task = task_with({"type": "command", "run": "true"})
     with pytest.raises(SandboxLost):
         await verify(task, World(ScriptedSandbox(program=gone), answer=""))
+
+
+async def test_checks_of_a_world_the_agent_used_up_fail_and_others_still_decide() -> None:
+    class Spent(ScriptedSandbox):
+        async def exec(self, *args: object, **kwargs: object) -> ExecResult:
+            raise SandboxSpent("sandbox 1 ran out of memory and is gone: " + "x" * 9000)
+
+        read_file = list_dir = write_file = exec  # type: ignore[assignment]
+
+    task = task_with(
+        {"type": "command", "run": "true"},
+        {"type": "file", "path": "a.txt"},
+        {"type": "stdout", "run": "true", "expected": ""},
+        {"type": "stdout", "expected": "1"},
+        {"type": "answer", "expected": "yes"},
+    )
+    verdict = await verify(task, World(Spent(), answer="yes", last_stdout="1\n"))
+    assert [result.passed for result in verdict.checks] == [False, False, False, True, True]
+    assert verdict.passed is False
+    assert verdict.reward == pytest.approx(2 / 5)
+    for result in verdict.checks[:3]:
+        assert "ran out of memory" in result.detail
+        assert len(result.detail) <= 500
 
 
 async def test_a_silent_sandbox_is_lost_not_a_failed_agent(monkeypatch: pytest.MonkeyPatch) -> None:
