@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -13,13 +12,13 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 
 from common.failures import ConfigurationError
 from common.llm.weights import DEFAULT, Weights
+from common.only_one import only_one
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, bytes so far, bytes in all."""
@@ -52,7 +51,7 @@ def ensure(
         return wanted[0], path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder / ".lock"):
+        with only_one(folder / ".lock", patience=_DEADLINE):
             return _fetch_first(folder, wanted, progress)
     except OSError as error:
         raise ConfigurationError(
@@ -229,22 +228,3 @@ def _bytes_in(folder: Path) -> int:
             except FileNotFoundError:
                 continue  # pip moves its files while we count
     return total
-
-
-@contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """Hold ``lock`` while fetching. The kernel frees it when its holder dies."""
-    ends = time.monotonic() + _DEADLINE
-    with lock.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > ends:
-                    raise ConfigurationError(
-                        f"another process is still fetching into {lock.parent} after "
-                        f"{_DEADLINE:.0f} s"
-                    ) from None
-                time.sleep(0.2)
-        yield

@@ -18,9 +18,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from common.failures import ConfigurationError
+from common.only_one import only_one
 from workers.sandboxes.preparing import inventory
 from workers.sandboxes.preparing.lockfile import LockFile, Pin, read
-from workers.sandboxes.preparing.turns import only_one
 from workers.sandboxes.python_packages import (
     MANIFEST,
     Manifest,
@@ -30,6 +30,8 @@ from workers.sandboxes.python_packages import (
     python_tag,
 )
 
+PATIENCE = 1800.0
+"""Seconds to wait for another preparation."""
 INSTALL_TIMEOUT = 900.0
 """Seconds for one distribution."""
 COMPILE_TIMEOUT = 300.0
@@ -69,7 +71,7 @@ def prepare(
     try:
         _make_folder(root)
         waiting = partial(told, "waiting for another preparation", 0, 1)
-        with only_one(root / ".lock", waiting) as held:
+        with only_one(root / ".lock", patience=PATIENCE, waiting=waiting) as held:
             work = not _whole(root / key)
             if work:
                 _build(root / key, listed, interpreter, environment, held, told)

@@ -1,4 +1,4 @@
-"""Lets one process at a time prepare a folder."""
+"""Lets one process of a host at a time do something in a folder."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from common.failures import ConfigurationError
 
-PATIENCE = 1800.0
-"""Seconds to wait for another process."""
-
 
 @contextmanager
-def only_one(lock: Path, waiting: Callable[[], None]) -> Iterator[int]:
-    """Hold a lock while preparing; ``waiting`` is told of a wait.
+def only_one(
+    lock: Path, *, patience: float, waiting: Callable[[], None] = lambda: None
+) -> Iterator[int]:
+    """Hold a lock in the folder; ``waiting`` is told of a wait, which has ``patience`` seconds.
 
     Yields its descriptor. The kernel frees the lock when all who have it are dead: programs that
-    write into the folder get it too, as they may outlive a killed preparer for a while.
+    write into the folder may get it too, as they outlive a killed holder for a while. Raises
+    `ConfigurationError` when the wait was in vain.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     with lock.open("w") as file:
         while True:
             try:
@@ -30,7 +30,7 @@ def only_one(lock: Path, waiting: Callable[[], None]) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise ConfigurationError(
-                        f"another process still prepares {lock.parent} after {PATIENCE:.0f} s"
+                        f"another process is still at work in {lock.parent} after {patience:.0f} s"
                     ) from None
                 waiting()
                 time.sleep(0.2)
