@@ -80,9 +80,9 @@ def execd_image() -> str:
 
 
 @contextmanager
-def closed_network() -> Iterator[str]:
+def closed_network(kind: str = "closed") -> Iterator[str]:
     """A network with no way out, whose members cannot talk to each other."""
-    name = f"fleet-test-closed-{os.getpid()}"
+    name = f"fleet-test-{kind}-{os.getpid()}"
     apart = "com.docker.network.bridge.enable_icc=false"
     docker_bed.docker("network", "create", "--internal", "--opt", apart, name)
     try:

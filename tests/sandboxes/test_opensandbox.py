@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from tests.sandboxes.opensandbox_conformance import *  # noqa: F403
-from tests.sandboxes.opensandbox_standin import KEY, Standin
-from workers.sandboxes import opensandbox
-from workers.sandboxes.opensandbox.settings import OpenSandboxSettings
+from tests.sandboxes.opensandbox_fixtures import provider as provider
+from tests.sandboxes.opensandbox_fixtures import standin as standin
+from tests.sandboxes.opensandbox_standin import Standin
 from workers.sandboxes.protocol import Sandbox, SandboxProvider
 from workers.sandboxes.spec import SandboxSpec
-
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="as a normal user, the stand-in's sandboxes have one user only"
-)
-
-
-@pytest.fixture
-def quirks() -> frozenset[str]:
-    return frozenset() if os.geteuid() == 0 else frozenset({"writable-system"})
-
-
-@pytest.fixture
-async def standin() -> AsyncIterator[Standin]:
-    async with Standin() as standin:
-        yield standin
-
-
-@pytest.fixture
-async def provider(standin: Standin) -> AsyncIterator[SandboxProvider]:
-    provider = opensandbox.make(OpenSandboxSettings(domain=standin.domain, api_key=KEY))
-    yield provider
-    await provider.close()
-    assert standin.boxes == {}, "a sandbox was left behind"
 
 
 @pytest.fixture
@@ -48,7 +24,6 @@ def wreck(standin: Standin) -> Callable[[Sandbox], Awaitable[None]]:
     return kill
 
 
-@needs_root
 async def test_programs_can_neither_kill_nor_read_what_watches_them(sandbox: Sandbox) -> None:
     result = await sandbox.exec(
         "kill -9 -1; cat /tmp/.fleet-*/* /proc/1/environ; echo forged >/proc/$PPID/fd/11; echo on"
@@ -58,7 +33,6 @@ async def test_programs_can_neither_kill_nor_read_what_watches_them(sandbox: San
     assert await sandbox.is_alive()
 
 
-@needs_root
 async def test_two_sandboxes_have_two_users(provider: SandboxProvider) -> None:
     async with (
         await provider.start(SandboxSpec()) as one,

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.helpers import eventually
+from tests.sandboxes.opensandbox_fixtures import standin as standin
 from tests.sandboxes.opensandbox_standin import KEY, Box, Standin, refusing
 from workers.sandboxes.opensandbox import labels, lease
 from workers.sandboxes.opensandbox.provider import OpenSandboxProvider
@@ -23,12 +24,6 @@ from workers.sandboxes.spec import Limits, SandboxSpec
 RENEW = "POST /sandboxes/{id}/renew-expiration"
 KILL = "DELETE /sandboxes/{id}"
 LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
-
-
-@pytest.fixture
-async def standin() -> AsyncIterator[Standin]:
-    async with Standin() as standin:
-        yield standin
 
 
 @pytest.fixture
@@ -189,13 +184,23 @@ async def test_a_reaper_without_a_server_says_so(
 
 async def test_lives_are_renewed_in_the_time_of_the_server(standin: Standin) -> None:
     server = Server(settings(standin))
-    request = httpx.Request("GET", "http://x/v1/sandboxes")
+    request = httpx.Request("GET", f"http://{standin.domain}/v1/sandboxes")
     for ahead, skew in ((3600, 3600), (-3600, -3600), (2, 0)):
         date = datetime.now(UTC) + timedelta(seconds=ahead)
         headers = {"date": date.strftime("%a, %d %b %Y %H:%M:%S GMT")}
         await server._look_at(httpx.Response(200, headers=headers, request=request))
         assert abs(server.skew.total_seconds() - skew) < 3
     await server._look_at(httpx.Response(200, headers={"date": "today"}, request=request))
+    for elsewhere in (
+        f"http://{standin.domain}/v1/sandboxes/1/proxy/44772/ping",
+        f"http://{standin.domain}/direct/1/ping",
+        "http://127.0.0.1:1/v1/sandboxes",
+    ):
+        date = datetime.now(UTC) + timedelta(hours=1)
+        headers = {"date": date.strftime("%a, %d %b %Y %H:%M:%S GMT")}
+        request = httpx.Request("GET", elsewhere)
+        await server._look_at(httpx.Response(200, headers=headers, request=request))
+        assert server.skew == timedelta(), "a sandbox may say any time"
     await server.close()
 
 

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from common.failures import ConfigurationError
 from tests.helpers import eventually
+from tests.sandboxes.opensandbox_fixtures import standin as standin
 from tests.sandboxes.opensandbox_standin import (
     KEY,
     Fault,
@@ -36,12 +37,6 @@ from workers.sandboxes.spec import NetworkPolicy, SandboxSpec
 
 CREATE = "POST /sandboxes"
 LIST = "GET /sandboxes"
-
-
-@pytest.fixture
-async def standin() -> AsyncIterator[Standin]:
-    async with Standin() as standin:
-        yield standin
 
 
 @pytest.fixture
@@ -86,6 +81,64 @@ async def test_a_server_that_says_it_is_too_old_is_asked_for_nothing(
     with pytest.raises(ConfigurationError, match=r"0\.1\.8.*0\.1\.9 or newer"):
         await provider.start(SandboxSpec())
     assert standin.asked(CREATE) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [("v0.1.8", False), ("0.1.8rc2", False), ("0.1", False), ("v0.1.9", True), ("0.1.9rc1", True)],
+)
+async def test_versions_are_read_however_they_are_written(
+    standin: Standin, provider: SandboxProvider, version: str, fits: bool
+) -> None:
+    standin.version = version
+    if fits:
+        await (await provider.start(SandboxSpec())).close()
+        return
+    with pytest.raises(ConfigurationError, match=r"0\.1\.9 or newer"):
+        await provider.start(SandboxSpec())
+
+
+async def test_a_server_that_cannot_tell_its_version_now_is_asked_again(
+    standin: Standin, provider: SandboxProvider
+) -> None:
+    standin.trouble_at_version = 503
+    with pytest.raises(SandboxUnavailable, match="503"):
+        await provider.start(SandboxSpec())
+    standin.trouble_at_version, standin.version = None, "0.1.8"
+    with pytest.raises(ConfigurationError, match=r"0\.1\.8"):
+        await provider.start(SandboxSpec())
+
+
+@pytest.mark.parametrize("status", [408, 409, 423, 425])
+async def test_a_server_that_is_busy_may_be_tried_later(
+    standin: Standin, provider: SandboxProvider, status: int
+) -> None:
+    standin.always[CREATE] = refusing(status, "X", "busy")
+    with pytest.raises(SandboxUnavailable, match="busy"):
+        await provider.start(SandboxSpec())
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_what_a_task_asked_for_wrongly_is_its_own_fault(
+    standin: Standin, provider: SandboxProvider, status: int
+) -> None:
+    standin.always[CREATE] = refusing(status, "X", "egress[0].target 'a..b' is invalid")
+    network = NetworkPolicy(mode="allowlist", hosts=("a.b",))
+    for spec in (SandboxSpec(image="No Such:Ref!"), SandboxSpec(network=network)):
+        with pytest.raises(SandboxUnsupported, match="is invalid"):
+            await provider.start(spec)
+    with pytest.raises(ConfigurationError, match="is invalid"):
+        await provider.start(SandboxSpec())
+    with pytest.raises(SandboxUnsupported, match="no name"):
+        await provider.start(SandboxSpec(image=""))
+
+
+async def test_a_server_that_knows_no_sandboxes_is_not_one(
+    standin: Standin, provider: SandboxProvider
+) -> None:
+    standin.always[CREATE] = refusing(404, "X", "Not Found")
+    with pytest.raises(ConfigurationError, match="FLEET_OPENSANDBOX_DOMAIN"):
+        await provider.start(SandboxSpec())
 
 
 async def test_a_wrong_key_is_told_without_showing_it(standin: Standin) -> None:
@@ -302,3 +355,13 @@ async def test_a_probe_of_a_server_without_sandboxes_says_so(
     with pytest.raises(ConfigurationError, match="did not start"):
         await slow.probe()
     await slow.close()
+
+
+async def test_what_is_being_started_ends_with_its_provider(standin: Standin) -> None:
+    provider = opensandbox.make(OpenSandboxSettings(domain=standin.domain, api_key=KEY))
+    starts = [asyncio.create_task(provider.start(SandboxSpec())) for _ in range(3)]
+    await eventually(lambda: len(standin.boxes) > 0, "the server makes one", within=10)
+    await provider.close()
+    results = await asyncio.gather(*starts, return_exceptions=True)
+    assert all(isinstance(result, SandboxUnavailable) for result in results), results
+    assert standin.boxes == {}

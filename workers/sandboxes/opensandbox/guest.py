@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import random
+import secrets
+from collections.abc import Iterator
 from importlib import resources
+from itertools import count
+from typing import Literal
 from uuid import uuid4
 
 from opensandbox import Sandbox
@@ -15,11 +18,11 @@ from common.failures import ConfigurationError
 from common.model import Contract
 from workers.sandboxes import agent
 from workers.sandboxes.opensandbox.settings import OpenSandboxSettings
-from workers.sandboxes.opensandbox.steps import ask, upload
+from workers.sandboxes.opensandbox.steps import PYTHON, ask, upload
 from workers.sandboxes.protocol import SandboxStartError, SandboxUnsupported
 from workers.sandboxes.spec import Limits, SandboxSpec
 
-FIRST_USER, LAST_USER = 10_000, 60_000
+USERS = 1 << 31
 """Each sandbox gets a user of its own, so that no kernel counts its processes with another's."""
 OVERHEAD_MB = 40
 """Memory that execd and our programs need beside what the limits grant."""
@@ -27,7 +30,7 @@ NO_PYTHON, OLD_PYTHON = 127, 78
 SETUP = (
     f"command -v python3 >/dev/null || exit {NO_PYTHON}; "
     f"python3 -I -S -c 'import sys; sys.exit(sys.version_info < (3, 9))' || exit {OLD_PYTHON}; "
-    "exec python3 -I -S -B {folder}/inside.py setup"
+    f"{PYTHON} -I -S -B {{folder}}/inside.py setup"
 )
 
 
@@ -36,26 +39,36 @@ class Guest(Contract):
 
     folder: str
     """Where our programs and the requests lie."""
-    uid: int
-    """The user that execd runs as, and so our programs."""
     user: int
     """The user that the programs of agents run as."""
+    core: int
+    """The largest core file, in bytes, that they may leave."""
     python: str
 
-    @property
-    def apart(self) -> bool:
-        """Whether programs are kept apart from what watches them."""
-        return self.uid != self.user
+
+class Refusal(Contract):
+    """Why there can be no sandbox."""
+
+    trouble: str
+    of: Literal["image", "server"]
 
 
-async def move_in(box: Sandbox, image: str, *, chosen_by_task: bool) -> Guest:
+def numbers() -> Iterator[int]:
+    """Yield a number for each user: none comes again before all others did."""
+    return count(secrets.randbelow(USERS))
+
+
+async def move_in(
+    box: Sandbox, image: str, limits: Limits, number: int, *, chosen_by_task: bool
+) -> Guest:
     """Put our programs into a sandbox and let them look around.
 
-    Raises `SandboxLost` when it cannot be talked to, and where the image will not do,
-    `SandboxUnsupported` or `ConfigurationError`, after who chose it.
+    Raises `SandboxLost` when it cannot be talked to; where the image will not do,
+    `SandboxUnsupported` or `ConfigurationError`, after who chose it; and `ConfigurationError` where
+    its server will not.
     """
     folder = f"/tmp/.fleet-{uuid4().hex[:12]}"
-    wish = {"user": random.randint(FIRST_USER, LAST_USER)}
+    wish = {"number": number, "users": USERS, "limits": rlimits(limits)}
     await upload(box, {
         f"{folder}/inside.py": resources.files(__package__).joinpath("inside.py").read_bytes(),
         f"{folder}/agent.py": agent.source("once"),
@@ -68,7 +81,10 @@ async def move_in(box: Sandbox, image: str, *, chosen_by_task: bool) -> Guest:
     try:
         found = json.loads(line)
         if "trouble" in found:
-            raise unfit(f"the image {image} will not do: {found['trouble']}")
+            refusal = Refusal.model_validate(found)
+            if refusal.of == "server":
+                raise ConfigurationError(f"the server's sandboxes will not do: {refusal.trouble}")
+            raise unfit(f"the image {image} will not do: {refusal.trouble}")
         return Guest.model_validate({**found, "folder": folder})
     except (ValueError, TypeError, ValidationError):
         raise SandboxStartError(
@@ -76,21 +92,21 @@ async def move_in(box: Sandbox, image: str, *, chosen_by_task: bool) -> Guest:
         ) from None
 
 
-def less(found: Guest, limits: Limits) -> dict[str, JsonValue] | None:
-    """Return what programs are allowed, where the agent is allowed more."""
-    if not found.apart:
-        return None
+def rlimits(limits: Limits) -> dict[str, JsonValue]:
+    """Return the kernel's limits for programs, by their names."""
     return {
-        "user": found.user,
-        "group": found.user,
-        "limits": {
-            "cpu": math.ceil(limits.cpu),
-            "fsize": limits.file_mb << 20,
-            "nofile": limits.open_files,
-            "nproc": limits.pids,
-            "core": 1,  # a byte; as the agent sets it elsewhere
-        },
+        "cpu": math.ceil(limits.cpu),
+        "fsize": limits.file_mb << 20,
+        "nofile": limits.open_files,
+        "nproc": limits.pids,
+        "core": 1,  # a byte; as the agent sets it elsewhere
     }
+
+
+def less(found: Guest, limits: Limits) -> dict[str, JsonValue]:
+    """Return what programs are allowed; the agent is allowed more."""
+    lower = {**rlimits(limits), "core": found.core}
+    return {"user": found.user, "group": found.user, "limits": lower}
 
 
 def promises(
@@ -98,7 +114,7 @@ def promises(
 ) -> dict[str, JsonValue]:
     """Return each promise and how it is kept; `probe` says which are not."""
     limits = spec.limits
-    by = "helper: rlimit" if found.apart else "server: its own limits only;"
+    by = "helper: rlimit"
     if spec.network.mode == "allowlist":
         network = f"server: egress policy, {', '.join(spec.network.hosts)} only"
     else:
@@ -116,11 +132,9 @@ def promises(
         "wall": f"agent: {limits.wall:g} s",
         "ttl": "worker and server",
         "network": network,
-        "user": f"helper: {found.user}" if found.apart else f"image: {found.user}",
+        "user": f"helper: {found.user}",
         "processes": "server: container",
         "files": "server: container of its own",
-        "privileges": "helper: no capabilities, no_new_privs" if found.apart else "server: as set",
-        "replies": "helper: programs cannot reach it"
-        if found.apart
-        else "not protected: programs are the same user as what watches them",
+        "privileges": "helper: no capabilities, no_new_privs; server: execd obeys its key only",
+        "replies": "helper: programs cannot reach it",
     }

@@ -4,9 +4,9 @@ It lies there as a file beside the agent's, and is started by the server's execd
 ``python3 inside.py setup``, from then on as ``python3 inside.py step N``. Standard library only,
 the syntax of Python 3.9.
 
-Where execd is root, programs get a user of their own: they can neither touch this process nor
-forge its replies, have no capabilities, and their processes are counted apart from those of other
-sandboxes on the same kernel.
+execd has to be root, so that programs get a user of their own: they can neither touch this process
+nor forge its replies, have no capabilities, and their processes are counted apart from those of
+other sandboxes on the same kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
+import stat
 import sys
 import time
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 WORK = "/work"
 TURN_PATIENCE = 10.0  # seconds for a step that was given up to be over
 DIES_FIRST = b"500"
+FIRST_USER = 10_000  # below it, an image has users of its own
+OOM_KILLS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP = 1, 24
 # To own the work folder, see into it, stop programs, become their user, and limit what they get.
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 0, 1, 5, 6, 7, 8
@@ -39,18 +43,67 @@ def setup(folder: str) -> dict[str, Any]:
     with open(os.path.join(folder, "setup.json"), "rb") as text:  # noqa: PTH118, PTH123
         wish = json.loads(text.read())
     os.chmod(folder, 0o700)  # noqa: PTH101
-    ours = os.getuid()
-    user = int(wish["user"]) if may_change_users() else ours
+    if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
+        wish["limits"]["core"] = 0  # as good as ours, and not to be raised
+    trouble = missing(os.path.dirname(folder), wish["limits"])  # noqa: PTH120
+    if trouble:
+        return trouble
+    user = FIRST_USER + int(wish["number"]) % (users(int(wish["users"])) - FIRST_USER)
     try:
         os.makedirs(WORK, exist_ok=True)  # noqa: PTH103
-        if user != ours:
-            os.chown(WORK, user, user)
-            introduce("/etc/passwd", f"agent:x:{user}:{user}::{WORK}:/bin/sh\n")
-            introduce("/etc/group", f"agent:x:{user}:\n")
+        os.chown(WORK, user, user)
+        introduce("/etc/passwd", f"agent:x:{user}:{user}::{WORK}:/bin/sh\n")
+        introduce("/etc/group", f"agent:x:{user}:\n")
         os.chmod(WORK, 0o700)  # noqa: PTH101
     except OSError as error:
-        return {"trouble": f"its user {ours} cannot make {WORK} its own: {error.strerror}"}
-    return {"uid": ours, "user": user, "python": sys.version.split()[0]}
+        return {"trouble": f"root cannot make {WORK} its own: {error.strerror}", "of": "image"}
+    return {"user": user, "core": wish["limits"]["core"], "python": sys.version.split()[0]}
+
+
+def missing(above: str, limits: dict[str, int]) -> dict[str, str] | None:
+    """Say what keeps programs from being kept apart from what watches them."""
+    if os.getuid() != 0:
+        trouble = f"its user is {os.getuid()}, but execd, and so we, have to be root there"
+        return {"trouble": f"{trouble} to keep programs apart (USER root)", "of": "image"}
+    if not may_change_users():
+        names = "CHOWN, DAC_OVERRIDE, KILL, SETGID, SETUID, SETPCAP"
+        return {"trouble": f"execd lacks one of the capabilities {names}", "of": "server"}
+    found = os.stat(above)  # noqa: PTH116
+    if found.st_uid != 0 or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
+        trouble = f"anybody could put something else in our place in {above}"
+        return {"trouble": f"{trouble} (its mode has to be 1777, its owner root)", "of": "image"}
+    name = too_high(limits)
+    if name:
+        had = resource.getrlimit(getattr(resource, name))[1]
+        trouble = f"{name} cannot be {limits[name[7:].lower()]}, for the container has {had}"
+        return {"trouble": trouble, "of": "server"}
+    return None
+
+
+def too_high(limits: dict[str, int]) -> str | None:
+    """Try each limit where it does no harm; return the name of one that the kernel refuses."""
+    names = ["RLIMIT_" + name.upper() for name in limits]
+    pid = os.fork()
+    if pid == 0:
+        refused = 0
+        for number, value in enumerate(limits.values(), 1):
+            try:
+                resource.setrlimit(getattr(resource, names[number - 1]), (value, value))
+            except (ValueError, OverflowError, OSError):
+                refused = refused or number
+        os._exit(refused)
+    number = os.WEXITSTATUS(os.waitpid(pid, 0)[1])
+    return names[number - 1] if number else None
+
+
+def users(wanted: int) -> int:
+    """Return the number of users there are, up to a wanted one."""
+    with open("/proc/self/uid_map", encoding="ascii") as ranges:  # noqa: PTH123
+        for line in ranges:
+            first, _, size = map(int, line.split())
+            if first == 0 and size > FIRST_USER:
+                return min(size, wanted)
+    return 65_536  # there are fewer: then nothing can be given to ours
 
 
 def introduce(path: str, line: str) -> None:
@@ -80,7 +133,9 @@ def step(folder: str, number: str) -> None:
         sys.exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
     os.setsid()
     take_our_turn(os.path.join(folder, "lock"), int(number))  # noqa: PTH118
-    expect_to_go_first()
+    note_who_went(os.path.join(folder, "oom"))  # noqa: PTH118
+    us = os.getpid()
+    os.register_at_fork(after_in_child=lambda: expect_to_go_first(us))
     leave_no_capabilities()
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != waiter:
@@ -156,8 +211,21 @@ def leave_no_capabilities() -> None:
         LIBC.capset(header, sets)
 
 
-def expect_to_go_first() -> None:
-    """When memory runs out, a program has to go, not execd, without which all is lost."""
+def note_who_went(path: str) -> None:
+    """Note how many were killed for want of memory before, in case we are the next."""
+    for count in OOM_KILLS:
+        try:
+            with open(count, "rb") as lines, open(path, "wb") as note:  # noqa: PTH123
+                note.writelines(line for line in lines if line.startswith(b"oom_kill "))
+                return
+        except OSError:
+            pass
+
+
+def expect_to_go_first(parent: int) -> None:
+    """When memory runs out, a program has to go, not its parent or execd, or all is lost."""
+    if os.getppid() != parent:
+        return  # a program in Python that starts another
     try:
         score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
         os.write(score, DIES_FIRST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 import structlog
@@ -33,22 +33,30 @@ class Lease:
         self._server = server
         self._id = sandbox_id
         self._on_loss: Callable[[str], None] = lambda reason: None
+        self._ask_why: Callable[[], Awaitable[bool]] | None = None
+        self._spent = False
         self._marks: Mapping[str, str] = {}
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._lost: str | None = None
         self._renewing = asyncio.create_task(self._renew(), name=f"renew {sandbox_id}")
 
-    def tell(self, on_loss: Callable[[str], None]) -> None:
-        """Name who wants to know when the server has the sandbox no more."""
-        self._on_loss = on_loss
+    def tell(self, on_loss: Callable[[str], None], ask_why: Callable[[], Awaitable[bool]]) -> None:
+        """Name who wants to know when the server has the sandbox no more.
+
+        ``ask_why`` says whether a sandbox that was lost had run out of memory.
+        """
+        self._on_loss, self._ask_why = on_loss, ask_why
 
     @property
     def running(self) -> bool:
         return self._lost is None
 
     async def log(self) -> str:
-        """Ask the server how it ended."""
+        """Ask the server how it ended, and what is left of it whether it ran out of memory."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_PATIENCE):
+                self._spent = self._ask_why is not None and await self._ask_why()
         try:
             async with asyncio.timeout(LAST_WORDS_PATIENCE):
                 status = (await self._server.info(self._id)).status
@@ -59,7 +67,8 @@ class Lease:
         return ": ".join(filter(None, (status.state, status.reason, status.message)))
 
     def counters(self) -> tuple[int, int]:
-        return 0, 0  # the agent inside sees what its container counted
+        # The agent inside sees what its container counted, as long as it is there.
+        return int(self._spent), 0
 
     def label(self, marks: Mapping[str, str]) -> None:
         self._marks = labels.of_task(marks)

@@ -8,6 +8,7 @@ agent (steps.py), and hand that out as a sandbox (agent_sandbox.py).
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -32,6 +33,7 @@ from workers.sandboxes.protocol import (
     SandboxLost,
     SandboxQuota,
     SandboxStartError,
+    SandboxUnavailable,
     SandboxUnsupported,
     refusal,
 )
@@ -59,27 +61,49 @@ class OpenSandboxProvider:
             self.capabilities |= {"allowlist"}
         self._settings = settings
         self._server = Server(settings)
+        self._users = guest.numbers()
         self._version: str | None = None
         self._live: set[AgentSandbox] = set()
         self._leftovers: set[asyncio.Task[None]] = set()
+        self._starting: set[asyncio.Future[None]] = set()
+        self._closed = False
 
     async def start(self, spec: SandboxSpec) -> AgentSandbox:
+        """Start a sandbox. Raises as the protocol says; when this provider ends, too."""
+        over = asyncio.get_running_loop().create_future()
+        self._starting.add(over)
+        try:
+            sandbox = await self._start(spec)
+            if self._closed:
+                await sandbox.close()
+                raise SandboxUnavailable("no more sandboxes: this worker ends")
+            return sandbox
+        finally:
+            self._starting.discard(over)
+            over.set_result(None)
+
+    async def _start(self, spec: SandboxSpec) -> AgentSandbox:
         if reason := refusal(spec, self.capabilities):
             raise SandboxUnsupported(f"the opensandbox back-end {reason}")
+        if spec.image == "":
+            raise SandboxUnsupported("the image it names has no name")
         await self._check_version()
         image = spec.image or self._settings.image
         box = await self._create(image, spec)
         lease = Lease(self._server, box.id)
         try:
             async with asyncio.timeout(SETUP_PATIENCE):
-                found = await guest.move_in(box, image, chosen_by_task=spec.image is not None)
+                found = await guest.move_in(
+                    box, image, spec.limits, next(self._users),
+                    chosen_by_task=spec.image is not None,
+                )  # fmt: skip
             line = Steps(
                 box,
                 found.folder,
                 guest.less(found, spec.limits),
                 max_raw=max(spec.limits.read_bytes, spec.limits.output_bytes),
             )
-            lease.tell(line.fail)
+            lease.tell(line.fail, line.ran_out_of_memory)
             sandbox = await AgentSandbox.open(
                 BACKEND, spec, lease, line, guest.promises(found, spec, self._settings),
                 self._live.discard, patience=SETUP_PATIENCE,
@@ -101,7 +125,8 @@ class OpenSandboxProvider:
         try:
             async with await self.start(SandboxSpec(limits=probe.LIMITS)) as sandbox:
                 async with await self.start(SandboxSpec(limits=probe.LIMITS)) as neighbour:
-                    broken = await probe.broken_promises(sandbox, neighbour)
+                    server = await self._server.addresses()
+                    broken = await probe.broken_promises(sandbox, neighbour, server)
                 enforced = sandbox.enforced
         except (SandboxStartError, SandboxLost) as error:
             raise ConfigurationError(f"no sandbox starts on {self._server.name}: {error}") from None
@@ -127,6 +152,9 @@ class OpenSandboxProvider:
         return sum(await asyncio.gather(*(kill(self._server, orphan) for orphan in orphans)))
 
     async def close(self) -> None:
+        self._closed = True
+        if self._starting:
+            await asyncio.wait(self._starting, timeout=CLOSE_PATIENCE)
         await asyncio.gather(*(sandbox.close() for sandbox in self._live))
         if self._leftovers:
             _, late = await asyncio.wait(self._leftovers, timeout=CLOSE_PATIENCE)
@@ -140,7 +168,7 @@ class OpenSandboxProvider:
         """Refuse servers whose answers no SDK can read, as far as they tell."""
         if self._version is None:
             said = await self._server.version()
-            if said != "unknown" and _numbers(said) < _numbers(OLDEST_SERVER):
+            if (numbers := _numbers(said)) and numbers < _numbers(OLDEST_SERVER):
                 raise ConfigurationError(
                     f"{self._server.name} is version {said}; {OLDEST_SERVER} or newer is needed"
                 )
@@ -157,6 +185,7 @@ class OpenSandboxProvider:
                 memory_mb=spec.limits.memory_mb + guest.OVERHEAD_MB,
                 policy=_policy(spec) if self._settings.network == "policy" else None,
                 seen=seen,
+                chosen_by_task=spec.image is not None or bool(spec.network.hosts),
             ),
             name=f"start {image}",
         )
@@ -181,7 +210,7 @@ class OpenSandboxProvider:
         error = None if creating.cancelled() else creating.exception()
         if seen.created is not None:
             await kill(self._server, seen.created)
-        elif not isinstance(error, ConfigurationError | SandboxQuota):
+        elif not isinstance(error, ConfigurationError | SandboxQuota | SandboxUnsupported):
             try:
                 for lost in [info.id async for info in self._server.find(mark)]:
                     await kill(self._server, lost)
@@ -202,4 +231,6 @@ def _policy(spec: SandboxSpec) -> NetworkPolicy:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:3] if part.isdigit())
+    """Return the numbers of a version, which may look like v1.2.3rc4."""
+    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(part or 0) for part in found.groups()) if found else ()

@@ -13,7 +13,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 from opensandbox import Sandbox
@@ -22,7 +22,7 @@ from opensandbox.models.execd import ExecutionHandlers, ExecutionInit, OutputMes
 from opensandbox.models.filesystem import WriteEntry
 from pydantic import JsonValue
 
-from workers.sandboxes.channel import MAX_HEADER, OnPiece, Reply
+from workers.sandboxes.channel import MAX_HEADER, MAX_PARTS, OnPiece, Reply
 from workers.sandboxes.protocol import SandboxLost, SandboxPathError
 
 SILENCE = 30.0
@@ -30,13 +30,21 @@ SILENCE = 30.0
 INTERRUPT_PATIENCE = 5.0
 """Seconds to tell execd that a command is to end. The next step waits for that inside, too."""
 MAX_COMPLAINT = 2000
+NONSENSE = (
+    ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError,
+)  # fmt: skip
+"""What reading a reply raises that no agent of ours has written."""
+PYTHON = 'exec env -i PATH="$PATH" python3'
+"""What execd knows from its environment, its own key above all, is none of a program's business."""
+OOM_KILLS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
+"""Where a container sees what was killed in it for want of memory; control groups 1 and 2."""
 
 
 class Steps:
     """A channel to the agent: the same calls as `channel.Channel` has, carried by execd."""
 
     def __init__(
-        self, sandbox: Sandbox, folder: str, less: Mapping[str, JsonValue] | None, *, max_raw: int
+        self, sandbox: Sandbox, folder: str, less: Mapping[str, JsonValue], *, max_raw: int
     ) -> None:
         """``less``: what programs may do, where the agent may do more (agent/once.py)."""
         self.lost: str | None = None
@@ -48,6 +56,7 @@ class Steps:
         self._numbers = count(1)
         self._turn = asyncio.Lock()
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ended_silently = False
 
     @property
     def busy(self) -> bool:
@@ -92,6 +101,20 @@ class Steps:
     async def close(self) -> None:
         self.fail("it is closed")
 
+    async def ran_out_of_memory(self) -> bool:
+        """Say whether the last step has no reply because what carried it out was killed so."""
+        if not self._ended_silently:
+            return False
+        # Each step first notes what was counted before it (inside.py).
+        files = " ".join((f"{self._folder}/oom", *OOM_KILLS))
+        try:
+            line, _ = await ask(self._sandbox, f"echo $(cat {files} 2>/dev/null)")
+        except SandboxLost:
+            return False
+        words = line.split()
+        counts = [int(n) for k, n in pairwise(words) if k == "oom_kill" and n.isdigit()]
+        return len(counts) > 1 and counts[-1] > counts[0]
+
     async def _answer(
         self,
         op: str,
@@ -115,7 +138,7 @@ class Steps:
             said = Said(number, self._max_raw, on_piece)
             # What an image has installed is of use to Python programs only, and slow to look up.
             options = "-I -B" if op == "python" else "-I -S -B"
-            command = f"exec python3 {options} {self._folder}/inside.py step {number}"
+            command = f"{PYTHON} {options} {self._folder}/inside.py step {number}"
             await self._run(command, said)
             return said.reply.result()
         return Reply({}, [])
@@ -131,6 +154,7 @@ class Steps:
                 if self.lost:
                     raise SandboxLost(self.lost)
                 if running.done() and not said.reply.done():
+                    self._ended_silently = running.exception() is None
                     raise SandboxLost(_end_without_reply(running, said))
                 if not said.heard.is_set():
                     raise SandboxLost(f"nothing was heard from it for {SILENCE:g} s")
@@ -165,6 +189,7 @@ class Said:
         self._max_raw = max_raw
         self._on_piece = on_piece
         self._bytes = bytearray()
+        self._header: tuple[int, Any, list[int]] | None = None
 
     async def begun(self, event: ExecutionInit) -> None:
         self.command = event.id or None
@@ -178,7 +203,7 @@ class Said:
             self._bytes += base64.b64decode(message.text.strip(), validate=True)
             while not self.reply.done() and (one := self._frame()) is not None:
                 self._take(one)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except NONSENSE as error:
             reason = f"it sent no proper reply ({type(error).__name__}: {error})"
             self.reply.set_exception(SandboxLost(reason))
 
@@ -188,20 +213,25 @@ class Said:
 
     def _frame(self) -> Reply | None:
         """Return the next frame, as soon as all of it is there."""
-        if len(self._bytes) < 4:
-            return None
-        end = 4 + int.from_bytes(self._bytes[:4], "big")
-        if end > MAX_HEADER:
-            raise ValueError(f"a header of {end} bytes")
-        if len(self._bytes) < end:
-            return None
-        header = json.loads(self._bytes[4:end])
-        lengths = [int(length) for length in header["raw"]]
-        if not all(0 <= length <= self._max_raw for length in lengths):
-            raise ValueError(f"parts of {lengths} bytes")
+        if self._header is None:
+            if len(self._bytes) < 4:
+                return None
+            end = 4 + int.from_bytes(self._bytes[:4], "big")
+            if end > MAX_HEADER:
+                raise ValueError(f"a header of {end} bytes")
+            if len(self._bytes) < end:
+                return None
+            header = json.loads(self._bytes[4:end])
+            if len(header["raw"]) > MAX_PARTS:
+                raise ValueError(f"{len(header['raw'])} parts")
+            lengths = [int(length) for length in header["raw"]]
+            if not all(0 <= length <= self._max_raw for length in lengths):
+                raise ValueError(f"parts of {lengths} bytes")
+            self._header = end, header, lengths
+        end, header, lengths = self._header
         if len(self._bytes) < end + sum(lengths):
             return None
-        parts = []
+        self._header, parts = None, []
         for length in lengths:
             parts.append(bytes(self._bytes[end : end + length]))
             end += length
