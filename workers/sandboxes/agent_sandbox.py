@@ -234,9 +234,8 @@ class AgentSandbox:
                 return not_started(f"{what} is larger than {self._largest} MiB")
         if self._closing:
             raise self._gone()
-        self._counters = (
-            self._jail.counters()
-        )  # what programs in the background did is not its doing
+        # What programs in the background did before is not the doing of this one.
+        self._counters = self._jail.counters()
         wall = limits.wall if timeout is None else timeout
         said = Said(limits.output_bytes, on_output)
         try:
