@@ -46,7 +46,7 @@ class NetworkPolicy(Contract):
     """`none`: nothing outside of the sandbox. `loopback`: the same, and 127.0.0.1 inside works for
     sure. `allowlist`: `hosts`, and nothing else."""
     hosts: tuple[str, ...] = ()
-    """Names as in `files.example.org` or `*.example.org`; only with `allowlist`."""
+    """Names as in `a.example.org` or `*.example.org`; only with `allowlist`."""
 
     @field_validator("hosts")
     @classmethod
