@@ -32,7 +32,7 @@ from workers.verify.base import InvalidTask
         ({"constraints": {"pids": "few"}}, "constraints.pids", "valid integer"),
         ({"constraints": {"network": "all"}}, "constraints.network", "'none'"),
         ({"constraints": {"hosts": ["Not A Host"]}}, "constraints.hosts", "is no host name"),
-        ({"constraints": {"network": "allowlist", "hosts": ["a.example.org"]}}, "constraints.network",
+        ({"constraints": {"network": "allowlist", "hosts": ["b.example"]}}, "constraints.network",
          "nsjail back-end cannot limit the network"),
         ({"constraints": {"image": "python:3.12"}}, "constraints.image",
          "nsjail back-end runs no images"),
