@@ -115,7 +115,7 @@ for n in range({processes}):
     if os.fork() == 0:
         keep = bytearray({size})
         for n in range(0, len(keep), 4096): keep[n] = 1
-        time.sleep(0.3)
+        time.sleep(0.1)
         os._exit(0)
 print("held" if all([os.wait()[1] == 0 for n in range({processes})]) else "refused")
 """
@@ -158,7 +158,7 @@ async def broken_promises(
     talk = await sandbox.exec("yes", timeout=10)
     if talk.status != "output_limit" or len(talk.stdout) > LIMITS.output_bytes:
         broken.append(f"output: endless output is not stopped ({talk.status})")
-    slow = await sandbox.exec("sleep 30", timeout=0.2)
+    slow = await sandbox.exec("sleep 30", timeout=0.1)
     if slow.status != "timeout":
         broken.append(f"wall: a program that takes too long is not stopped ({slow.status})")
     if not await _dies_of_age(sandbox):
@@ -169,7 +169,7 @@ async def broken_promises(
 async def _dies_of_age(sandbox: Sandbox) -> bool:
     """Say whether it ends with its life; it is of no use afterwards."""
     enforced = dict(sandbox.enforced)
-    await sandbox.keep_alive(0.1)
+    await sandbox.keep_alive(0.05)
     deadline = time.monotonic() + END_PATIENCE
     while await sandbox.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.02)  # nobody tells when it ends
