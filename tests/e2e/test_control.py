@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import redis
-import structlog
 from typer.testing import CliRunner
 
 from common.presence import PROCESSES
@@ -58,12 +57,10 @@ class Terminal:
 
 
 @pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tables without line breaks; and afterwards nobody logs to where a command did."""
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables without line breaks."""
     for console in (context.out, context.err):
         monkeypatch.setattr(console, "_width", 250)
-    yield
-    structlog.reset_defaults()
 
 
 @contextmanager

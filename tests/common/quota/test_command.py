@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import redis
-import structlog
 from typer.testing import CliRunner
 
 from common.queue.embedded import EmbeddedServer
@@ -28,8 +27,7 @@ def run(valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         done = CliRunner().invoke(budget_app, list(argv))
         return done.exit_code, done.output
 
-    yield invoke
-    structlog.reset_defaults()  # the command logged to a stream that is closed by now
+    return invoke
 
 
 def shown(run: Any) -> dict[str, Any]:
