@@ -20,7 +20,7 @@ test:  ## the whole test suite
 
 test-docker:  ## what needs Docker: both other back-ends for real, the worker in a container (as root)
 	@scripts/setup.sh dev
-	@scripts/test-docker.sh
+	@scripts/test-docker.sh $(ARGS)
 
 chaos:  ## the proofs under fire in their long forms, about half an hour (FLEET_CHAOS_SEED=n)
 	@scripts/setup.sh dev
