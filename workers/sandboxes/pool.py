@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 LATELY = 16
 """Starts that decide which kinds are kept ready."""
+REFILL_AFTER = 0.05
+"""Seconds from a checkout to the start that makes up for it."""
 UNUSED = 600.0
 """Seconds after which a start no longer counts as lately."""
 MAX_AGE = 1200.0
@@ -145,7 +147,8 @@ class Pool:
     def _note(self, kind: str, spec: SandboxSpec) -> None:
         """Remember what was asked for, and see to it that more of it gets ready."""
         self._asked.append(Asked(time.monotonic(), kind, spec))
-        self._wake.set()
+        # A little later: episodes that begin together are not to wait for each other's refill.
+        asyncio.get_running_loop().call_later(REFILL_AFTER, self._wake.set)
         if self._keeper is None and not self._closed:
             self._keeper = asyncio.create_task(self._keep(), name=f"{self.backend} pool")
 
