@@ -13,6 +13,7 @@ import pytest
 
 from tests.helpers import eventually
 from workers.sandboxes.protocol import (
+    ExecResult,
     Sandbox,
     SandboxLost,
     SandboxPathError,
@@ -49,6 +50,15 @@ for turn in range(100):
 def background(provider: SandboxProvider) -> None:
     if "background" not in provider.capabilities:
         pytest.skip("this back-end leaves nothing running in the background")
+
+
+async def begun(sandbox: Sandbox, command: str) -> asyncio.Task[ExecResult]:
+    """Start a command; returns its call once the command has said that it runs."""
+    said = asyncio.Event()
+    call = sandbox.exec(f"echo begun; {command}", on_output=lambda *_: said.set())
+    running = asyncio.create_task(call)
+    await asyncio.wait_for(said.wait(), 20)
+    return running
 
 
 async def test_a_background_program_lives_on_and_its_output_is_in_its_log(
@@ -162,14 +172,13 @@ async def test_a_cancelled_call_stops_its_program_and_the_sandbox_goes_on(sandbo
 
 
 async def test_a_call_cancelled_before_its_turn_never_happens(sandbox: Sandbox) -> None:
-    first = asyncio.create_task(sandbox.exec("sleep 0.4; echo first"))
-    await asyncio.sleep(0)
+    first = await begun(sandbox, "sleep 0.4; echo first")
     calls = (sandbox.exec("touch ran"), sandbox.write_file("ran", b""), sandbox.list_dir())
     waiting = [asyncio.ensure_future(call) for call in calls]
-    await asyncio.sleep(0.05)
+    await asyncio.wait(waiting, timeout=0.05)
     for call in waiting:
         call.cancel()
-    assert (await first).stdout == "first\n"
+    assert (await first).stdout == "begun\nfirst\n"
     assert await sandbox.list_dir() == []
 
 
@@ -183,8 +192,7 @@ async def test_a_hail_of_cancelled_calls_does_no_harm(sandbox: Sandbox) -> None:
 
 async def test_closing_is_quick_final_and_repeatable(provider: SandboxProvider) -> None:
     sandbox = await provider.start(SandboxSpec())
-    running = asyncio.create_task(sandbox.exec("sleep 60"))
-    await asyncio.sleep(0)
+    running = await begun(sandbox, "sleep 60")
     began = time.monotonic()
     await asyncio.gather(sandbox.close(), sandbox.close())
     await sandbox.close()
@@ -220,7 +228,7 @@ async def test_an_episode_that_fails_closes_its_sandbox(provider: SandboxProvide
 async def test_a_cancelled_close_still_closes(provider: SandboxProvider) -> None:
     sandbox = await provider.start(SandboxSpec())
     closing = asyncio.create_task(sandbox.close())
-    await asyncio.sleep(0)
+    await asyncio.wait([closing], timeout=0)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
@@ -254,8 +262,7 @@ async def test_a_sandbox_that_is_killed_is_lost_and_says_so(
     provider: SandboxProvider, wreck: Wreck
 ) -> None:
     sandbox = await provider.start(SandboxSpec())
-    running = asyncio.create_task(sandbox.exec("sleep 60"))
-    await asyncio.sleep(0.2)
+    running = await begun(sandbox, "sleep 60")
     await wreck(sandbox)
     began = time.monotonic()
     with pytest.raises(SandboxLost, match=sandbox.id):
@@ -336,7 +343,7 @@ async def test_a_cancelled_start_leaves_nothing(provider: SandboxProvider) -> No
         pass  # so that everything about the host is known
     for delay in (0, 0.004, 0.01, 0.02, 0.03, 0.05):
         starting = asyncio.create_task(provider.start(SandboxSpec(files={"x": b"x" * 100_000})))
-        await asyncio.sleep(delay)
+        await asyncio.wait([starting], timeout=delay)
         starting.cancel()
         try:
             sandbox = await starting
@@ -347,8 +354,7 @@ async def test_a_cancelled_start_leaves_nothing(provider: SandboxProvider) -> No
 
 async def test_a_provider_that_closes_ends_all_its_sandboxes(provider: SandboxProvider) -> None:
     sandboxes = await asyncio.gather(*(provider.start(SandboxSpec()) for _ in range(4)))
-    running = [asyncio.create_task(sandbox.exec("sleep 60")) for sandbox in sandboxes]
-    await asyncio.sleep(0)
+    running = [await begun(sandbox, "sleep 60") for sandbox in sandboxes]
     began = time.monotonic()
     await provider.close()
     assert time.monotonic() - began < 5

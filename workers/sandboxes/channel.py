@@ -31,6 +31,14 @@ class Reply(NamedTuple):
     raw: list[bytes]
 
 
+def unless_refused(reply: Reply) -> Reply:
+    """Return a reply. Raises `SandboxPathError` for one that refuses a path."""
+    if "refused" in reply.header:
+        # It may repeat half a character of the path asked for, which no log could encode.
+        raise SandboxPathError(str(reply.header["refused"]).encode("utf-8", "replace").decode())
+    return reply
+
+
 class Channel:
     """Requests to one agent and its replies."""
 
@@ -89,10 +97,7 @@ class Channel:
                 self._waiting.pop(number, None)
                 if reply.done() and not reply.cancelled():
                     reply.exception()  # it may say the same once more, to nobody
-        if "refused" in header:
-            # It may repeat half a character of the path asked for, which no log could encode.
-            raise SandboxPathError(str(header["refused"]).encode("utf-8", "replace").decode())
-        return Reply(header, data)
+        return unless_refused(Reply(header, data))
 
     def fail(self, reason: str) -> None:
         """Give up on the agent; whoever waits for a reply gets `SandboxLost`."""

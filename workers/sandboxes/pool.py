@@ -13,19 +13,20 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-import structlog
-
+from common.failures import ConfigurationError
+from common.logs import logger
 from workers.sandboxes.agent_sandbox import put_files
 from workers.sandboxes.protocol import (
     ProbeReport,
     Sandbox,
+    SandboxError,
     SandboxProvider,
     SandboxUnavailable,
     SandboxUnsupported,
 )
 from workers.sandboxes.spec import SandboxSpec
 
-log = structlog.get_logger()
+log = logger("pool")
 
 LATELY = 16
 """Starts that decide which kinds are kept ready."""
@@ -134,14 +135,16 @@ class Pool:
                 await sandbox.keep_alive(spec.limits.ttl)
                 await sandbox.label(spec.labels)
             await put_files(sandbox, spec.files)
-        except BaseException as error:
+        except SandboxUnsupported:  # a file that cannot be: the spec's fault, not this sandbox's
             self._end(sandbox)
-            # Whatever is wrong with this one, the next or a fresh one will do; not for a file
-            # that cannot be, which is wrong with the spec.
-            if isinstance(error, SandboxUnsupported) or not isinstance(error, Exception):
-                raise
-            log.info("a ready sandbox was dead", sandbox=sandbox.id, error=str(error))
+            raise
+        except (SandboxError, TimeoutError) as error:  # the next one, or a fresh one, will do
+            self._end(sandbox)
+            log.info("sandbox.dead_in_pool", sandbox=sandbox.id, error=str(error))
             return False
+        except BaseException:
+            self._end(sandbox)
+            raise
         return True
 
     def _note(self, kind: str, spec: SandboxSpec) -> None:
@@ -168,7 +171,7 @@ class Pool:
                 continue
             try:
                 sandbox = await self._provider.start(spec)
-            except Exception as error:
+            except (SandboxError, ConfigurationError, OSError) as error:
                 self._failed(error)
                 continue
             self._failures = 0
@@ -179,7 +182,7 @@ class Pool:
     def _failed(self, error: Exception) -> None:
         """Rest for a while. An episode that needs a sandbox meets the same error, and tells it."""
         if not self._failures:
-            log.warning("no sandbox could be kept ready", backend=self.backend, error=str(error))
+            log.warning("sandbox.none_kept_ready", backend=self.backend, error=str(error))
         first, most = BACKOFF
         rest = min(most, first * 2.0 ** min(self._failures, 16))
         asked = getattr(error, "retry_after", None) or 0.0

@@ -115,8 +115,10 @@ class NsjailProvider:
                 patience=START_PATIENCE,
             )  # fmt: skip
         except BaseException as error:
-            log = await process.log() if isinstance(error, SandboxLost) else ""
-            await asyncio.shield(_undo(process, channel))
+            try:  # whatever becomes of the caller while it asks, nothing is left
+                log = await process.log() if isinstance(error, SandboxLost) else ""
+            finally:
+                await asyncio.shield(_undo(process, channel))
             if isinstance(error, SandboxLost):
                 raise SandboxStartError(f"no sandbox came up: {error} [{log}]") from None
             raise

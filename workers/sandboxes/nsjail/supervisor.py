@@ -67,6 +67,10 @@ class Supervisor:
             streams = await asyncio.open_connection(sock=ours, limit=STREAM_BUFFER)
         except BaseException as error:
             ours.close()
+            if self._process is not None and self._exited is None:
+                # No descriptor was left to watch it by.
+                self._process.kill()
+                self._process.wait()
             if not isinstance(error, OSError):
                 raise
             raise SandboxStartError(f"nsjail could not be started: {error}") from error

@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
-import structlog
-
 from common.failures import ConfigurationError
+from common.logs import logger
 from workers.sandboxes.opensandbox import labels
 from workers.sandboxes.opensandbox.server import Server
 from workers.sandboxes.protocol import SandboxError, SandboxLost
 
-log = structlog.get_logger()
+log = logger("opensandbox")
 
 TTL = 90.0
 """Seconds a sandbox outlives its worker, at most. Servers grant no less than 60 at the start."""
@@ -93,7 +92,7 @@ class Lease:
                 await self._server.renew(self._id, TTL)
                 renewed = loop.time()
             except (SandboxError, ConfigurationError) as error:
-                log.warning("a sandbox was not renewed", sandbox=self._id, reason=str(error))
+                log.warning("sandbox.unrenewed", sandbox=self._id, error=str(error))
                 if isinstance(error, SandboxLost) or loop.time() > renewed + TTL:
                     self._lost = str(error)
                     self._on_loss(self._lost)
@@ -103,7 +102,7 @@ class Lease:
         try:
             await self._server.relabel(self._id, self._marks)
         except (SandboxError, ConfigurationError) as error:  # labels are for people only
-            log.warning("a sandbox was not relabelled", sandbox=self._id, reason=str(error))
+            log.warning("sandbox.unlabelled", sandbox=self._id, error=str(error))
 
 
 async def kill(server: Server, sandbox_id: str) -> bool:
@@ -122,5 +121,5 @@ async def kill(server: Server, sandbox_id: str) -> bool:
                     reason = str(error)
     except TimeoutError:
         pass
-    log.warning("a sandbox is left to its TTL", sandbox=sandbox_id, reason=reason)
+    log.warning("sandbox.left_to_its_ttl", sandbox=sandbox_id, error=reason)
     return False

@@ -14,11 +14,11 @@ from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
-import structlog
 from opensandbox import Sandbox
 from opensandbox.models.sandboxes import NetworkPolicy, NetworkRule
 
 from common.failures import ConfigurationError
+from common.logs import logger
 from workers.sandboxes.agent_sandbox import AgentSandbox
 from workers.sandboxes.opensandbox import guest, labels, probe
 from workers.sandboxes.opensandbox.failures import OLDEST_SERVER
@@ -39,7 +39,7 @@ from workers.sandboxes.protocol import (
 )
 from workers.sandboxes.spec import SandboxSpec
 
-log = structlog.get_logger()
+log = logger("opensandbox")
 
 BACKEND = "opensandbox"
 SETUP_PATIENCE = 30.0
@@ -215,7 +215,7 @@ class OpenSandboxProvider:
                 for lost in [info.id async for info in self._server.find(mark)]:
                     await kill(self._server, lost)
             except (SandboxError, ConfigurationError) as trouble:
-                log.warning("what a failed start left is left to its TTL", reason=str(trouble))
+                log.warning("sandbox.left_to_its_ttl", error=str(trouble))
 
     def _keep(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Do something to its end, whatever becomes of the caller."""

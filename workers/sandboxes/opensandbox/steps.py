@@ -22,8 +22,9 @@ from opensandbox.models.execd import ExecutionHandlers, ExecutionInit, OutputMes
 from opensandbox.models.filesystem import WriteEntry
 from pydantic import JsonValue
 
-from workers.sandboxes.channel import MAX_HEADER, MAX_PARTS, OnPiece, Reply
-from workers.sandboxes.protocol import SandboxLost, SandboxPathError
+from workers.sandboxes.agent.limits import OOM_KILLS
+from workers.sandboxes.channel import MAX_HEADER, MAX_PARTS, OnPiece, Reply, unless_refused
+from workers.sandboxes.protocol import SandboxLost
 
 SILENCE = 30.0
 """Seconds without a line from inside before the sandbox counts as dead; it says one each 5."""
@@ -36,8 +37,6 @@ NONSENSE = (
 """What reading a reply raises that no agent of ours has written."""
 PYTHON = 'exec env -i PATH="$PATH" python3'
 """What execd knows from its environment, its own key above all, is none of a program's business."""
-OOM_KILLS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
-"""Where a container sees what was killed in it for want of memory; control groups 1 and 2."""
 
 
 class Steps:
@@ -87,10 +86,7 @@ class Steps:
             except SandboxLost as lost:
                 self.fail(str(lost))
                 raise
-        if "refused" in reply.header:
-            # It may repeat half a character of the path asked for, which no log could encode.
-            raise SandboxPathError(str(reply.header["refused"]).encode("utf-8", "replace").decode())
-        return reply
+        return unless_refused(reply)
 
     def fail(self, reason: str) -> None:
         """Give up on the sandbox; whoever waits for a reply gets `SandboxLost`."""
@@ -135,7 +131,7 @@ class Steps:
                 request: frame({**self._setup, "ttl": patience + INTERRUPT_PATIENCE})
                 + frame({**fields, "id": number, "op": op}, *raw)
             })  # fmt: skip
-            said = Said(number, self._max_raw, on_piece)
+            said = Heard(number, self._max_raw, on_piece)
             # What an image has installed is of use to Python programs only, and slow to look up.
             options = "-I -B" if op == "python" else "-I -S -B"
             command = f"{PYTHON} {options} {self._folder}/inside.py step {number}"
@@ -143,7 +139,7 @@ class Steps:
             return said.reply.result()
         return Reply({}, [])
 
-    async def _run(self, command: str, said: Said) -> None:
+    async def _run(self, command: str, said: Heard) -> None:
         """Run a command until it has said its reply, or nobody can say one any more."""
         running = asyncio.create_task(run(self._sandbox, command, said), name=command)
         waiting: set[asyncio.Future[Any]] = {running, said.reply, self._gone}
@@ -165,7 +161,7 @@ class Steps:
             # execd keeps the stream open for a second after the end; nobody needs to wait for it.
             await _stop(running)
 
-    async def _interrupt(self, running: asyncio.Task[None], said: Said) -> None:
+    async def _interrupt(self, running: asyncio.Task[None], said: Heard) -> None:
         """Stop a command that nobody waits for any more."""
         running.cancel()
         if said.command is not None:
@@ -174,7 +170,7 @@ class Steps:
                     await self._sandbox.commands.interrupt(said.command)
 
 
-class Said:
+class Heard:
     """What one command said so far: frames, as the agent would write them to a pipe."""
 
     def __init__(self, number: int, max_raw: int, on_piece: OnPiece | None) -> None:
@@ -256,7 +252,7 @@ def frame(header: Mapping[str, Any], *raw: bytes) -> bytes:
     return b"".join((len(text).to_bytes(4, "big"), text, *raw))
 
 
-async def run(sandbox: Sandbox, command: str, said: Said) -> None:
+async def run(sandbox: Sandbox, command: str, said: Heard) -> None:
     """Run a command to the end of its stream."""
     handlers = ExecutionHandlers(
         on_init=said.begun,
@@ -317,7 +313,7 @@ def brief(error: SandboxException) -> str:
     return f"{status}{error.args[0] if error.args else type(error).__name__}"[:MAX_COMPLAINT]
 
 
-def _end_without_reply(running: asyncio.Task[None], said: Said) -> str:
+def _end_without_reply(running: asyncio.Task[None], said: Heard) -> str:
     error = running.exception()
     reason = brief(error) if isinstance(error, SandboxException) else repr(error) if error else ""
     complaint = f" [{said.complaint.strip()}]" if said.complaint else ""
