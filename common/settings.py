@@ -137,6 +137,28 @@ class Settings(BaseSettings):
     """US dollars the run may spend on models; `fleet up` sets it, `fleet budget` changes it."""
     budget_tokens: int | None = Field(default=None, ge=0)
     """Tokens the run may use."""
+    # The reviewer
+    judges: str = "off"
+    """Models that grade what checks let through: `off`, `auto` (all configured providers, those
+    that did not act first), or names with commas between: `deepseek,openai:gpt-5-mini`."""
+    judge_votes: int = Field(default=3, ge=1, le=15)
+    """Answers to each question, of which the median counts."""
+    judge_floor: float = Field(default=0.6, ge=0, le=1)
+    """Cohen's kappa between judge and verifier below which no judge accepts anything alone."""
+    proposer: str = "off"
+    """A model that suggests changes to tasks that fail: `off`, `auto`, or a name as in `judges`."""
+    rubrics: Path | None = None
+    """A folder of rubrics (`<scene>.yaml`) that go before those that come with the fleet."""
+    ask_people: Literal["early", "late", "never"] = "late"
+    """When a failed task waits for a person: at its first proposal that needs one; once what the
+    reviewer may change alone did not help; never (such proposals are only written down)."""
+    approval_ttl: float = Field(default=3 * 86_400.0, gt=0)
+    """Seconds a proposal waits for people; then the task goes on without it."""
+    approval_people: int = Field(default=1, ge=1, le=5)
+    """Different people who must approve a red change."""
+    api_tokens: dict[str, SecretStr] = Field(default_factory=dict)
+    """Who may decide over HTTP, as JSON of names and tokens: `{"ana": "..."}`."""
+
     model_file: Path | None = None
     """A GGUF file for the embedded model, instead of the pinned one."""
     embedded_url: str | None = None

@@ -2,6 +2,8 @@
 
 trajectories/<task_id>/<attempt_id>.json          one attempt, never changed
 trajectories/<task_id>/<attempt_id>.review.json   makes it visible to exporters
+trajectories/<task_id>/<attempt_id>.rescore.<name>.json   another rubric's review, beside the first
+trajectories/<task_id>/<attempt_id>.label.<person>.json   what a person says of it
 blobs/<sha256[:2]>/<sha256>.<ext>                 screenshots, results over 16 KiB
 rejected.jsonl                                    lines of tasks files that were refused
 """
@@ -24,7 +26,7 @@ from pydantic import ValidationError
 
 from common.failures import ConfigurationError
 from common.logs import logger
-from common.review import Review
+from common.review import Label, Review
 from common.trajectory import Blob, Trajectory
 
 log = logger("store")
@@ -96,6 +98,24 @@ class Store:
             review.model_dump(mode="json", by_alias=True), option=orjson.OPT_INDENT_2
         )
         self._put(self.review_path(review.task_id, review.attempt_id), data)
+
+    def write_rescore(self, review: Review, name: str) -> Path:
+        """Keep what another rubric (``name``) says of an attempt; the review stays as it is."""
+        path = self._within(
+            "trajectories", review.task_id, f"{review.attempt_id}.rescore.{_plain(name)}.json"
+        )
+        data = review.model_dump(mode="json", by_alias=True)
+        self._put(path, orjson.dumps(data, option=orjson.OPT_INDENT_2))
+        return path
+
+    def write_label(self, label: Label) -> None:
+        """Keep what a person says of an attempt; saying it again replaces it."""
+        # Two names may look alike once they are plain; their hash tells them apart.
+        person = f"{_plain(label.by)[:40]}-{hashlib.sha256(label.by.encode()).hexdigest()[:8]}"
+        path = self._within(
+            "trajectories", label.task_id, f"{label.attempt_id}.label.{person}.json"
+        )
+        self._put(path, orjson.dumps(label.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
 
     def put_blob(self, data: bytes, *, media_type: str, ext: str) -> Blob:
         """Keep bytes under their own hash; the same bytes are kept once."""
@@ -226,6 +246,23 @@ class Store:
         except (OSError, ValidationError) as error:
             raise Damaged(f"{path} is not a review: {error}") from None
 
+    def labels_of(self, task_id: str, attempt_id: str) -> list[Label]:
+        """Return what people said of an attempt, in the order they said it."""
+        folder = self._within("trajectories", task_id)
+        start = f"{attempt_id}.label."
+        found = []
+        try:
+            with os.scandir(folder) as files:
+                paths = [Path(f.path) for f in files if f.name.startswith(start)]
+        except FileNotFoundError:
+            return []
+        for path in paths:
+            try:
+                found.append(Label.model_validate_json(path.read_bytes()))
+            except (OSError, ValidationError) as error:
+                raise Damaged(f"{path} is not a label: {error}") from None
+        return sorted(found, key=lambda label: (label.at, label.by))
+
     def attempts_of(self, task_id: str) -> list[str]:
         """Ids of a task's attempts, reviewed or not, oldest first."""
         folder = self._within("trajectories", task_id)
@@ -256,6 +293,11 @@ class Store:
                         yield Reviewed(self.read_attempt(task_id, attempt_id), review)
                 except StoreError as error:
                     log.error("store.damaged", error=str(error)[:500])
+
+
+def _plain(name: str) -> str:
+    """Return a name that any file system takes, and that leads nowhere."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:80] or "-"
 
 
 def open_store(root: Path) -> Store:

@@ -245,6 +245,11 @@ class Change(Contract):
     after: JsonValue = Field(default=None, alias="to")
     reason: str
     level: Literal["green", "yellow", "red"]
+    """Who had to agree: nobody, a person who chose, a person who approved."""
+    by: tuple[str, ...] = ()
+    """The people who decided; none for green."""
+    approval: str | None = None
+    """Id of the approval that let it through."""
 
     model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
@@ -256,6 +261,15 @@ class RevisionScore(Contract):
     attempt_id: str
     score: int | None
     passed: bool | None
+    reward: float | None = None
+    """What the checks gave."""
+    rubric: float | None = None
+    """0-1, of the rubric alone."""
+
+    @property
+    def merit(self) -> tuple[bool, float, float]:
+        """What one revision is compared with another by: the verifier first, then the rubric."""
+        return (self.passed is True, self.reward or 0.0, self.rubric or 0.0)
 
 
 class Assignment(Contract):

@@ -9,8 +9,8 @@ compile() {
     pyproject.toml --group setup "$@" -o "$out"
 }
 compile base
-compile embedded --extra embedded -c requirements/base.lock
-compile dev --extra embedded --extra opensandbox --group dev -c requirements/embedded.lock
+compile embedded --extra embedded --extra console -c requirements/base.lock
+compile dev --extra embedded --extra console --extra opensandbox --group dev -c requirements/embedded.lock
 # For the Python of any host's sandboxes (fleet packages prepare), so from the oldest on.
 (
   cd requirements
