@@ -1,7 +1,8 @@
-"""`python -m benchmarks [engine|latency|episodes|peers|path|llm|sandboxes]… [--write FILE]`.
+"""`python -m benchmarks [NAME]… [--write FILE]`: engine, latency, episodes, peers, path, llm,
+sandboxes, reviews.
 
 Measures and prints one table, goals beside the numbers; none of them decides a test. Without names
-it runs all, in about seven minutes. `--write docs/benchmarks.md` rewrites that page from this run.
+it runs all, in about eight minutes. `--write docs/benchmarks.md` rewrites that page from this run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ MODULES = {
     "path": "whole_path",
     "llm": "llm_client",
     "sandboxes": "sandboxes",
+    "reviews": "reviews",
 }
 
 

@@ -135,16 +135,40 @@ class Metrics:
         )
         self.reaped = counter("fleet_sandboxes_reaped", "Left-overs ended.", "backend")
 
-        # Reviewer
-        self.reviews = counter("fleet_reviews", "Reviews written.", "scene", "decision", "level")
+        # Reviewer. tries: first | retried (those have seen hints and changes)
+        self.reviews = counter(
+            "fleet_reviews", "Reviews written.", "scene", "decision", "level", "tries"
+        )
         self.score = histogram(
             "fleet_review_score_ratio", "Review scores, 1 is best.",
-            tuple(n / 10 for n in range(1, 11)), "scene",
+            tuple(n / 10 for n in range(1, 11)), "scene", "tries",
         )  # fmt: skip
         self.iterations = counter(
             "fleet_iterations_enqueued", "Revisions queued by reviews.", "scene", "level"
         )
+        self.approvals_asked = counter(
+            "fleet_approvals_asked", "Changes put to people.", "scene", "level"
+        )
+        self.approvals_pending = gauge(
+            "fleet_approvals_pending", "Changes that wait for people.", "scene", "level"
+        )
+        self.judge_answers = counter(
+            "fleet_judge_answers", "Answers of judges to one question.", "result"
+        )  # result: vote | unknown | invalid
+        self.suggestions = counter(
+            "fleet_suggestions", "Changes a model suggested, by what became of them.", "result"
+        )  # result: proposal | unreadable | unfounded | unfit | leak
+        self.judge_kappa = gauge(
+            "fleet_judge_kappa_ratio", "Cohen's kappa between judge and verifier.",
+            "scene", "judge",
+        )  # fmt: skip
+        self.judge_accuracy = gauge(
+            "fleet_judge_balanced_accuracy_ratio", "Of a judge against the verifier.",
+            "scene", "judge",
+        )  # fmt: skip
         self.swept = counter(
             "fleet_attempts_swept", "Files of attempts that had lost their lease.", "scene"
         )
-        self.accepted = counter("fleet_trajectories_accepted", "Attempts accepted.", "scene")
+        self.accepted = counter(
+            "fleet_trajectories_accepted", "Attempts accepted.", "scene", "tries"
+        )

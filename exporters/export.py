@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from typing import Any
 import orjson
 
 from common.failures import FailureClass
-from common.review import Review
-from common.store import Reviewed, Store, StoreError
+from common.review import Label, Review
+from common.store import Damaged, Reviewed, Store, StoreError
 from common.trajectory import Trajectory
+from exporters.labels import accepted_by, people_say
 from exporters.messages import NotExportable
 from exporters.raw import raw_row
 from exporters.sft import sft_row
 
-FORMATS: dict[str, Callable[[Trajectory, Review], dict[str, Any]]] = {
+Project = Callable[[Trajectory, Review, Sequence[Label]], dict[str, Any]]
+FORMATS: dict[str, Project] = {
     "sft": sft_row,
     "raw": raw_row,
 }
@@ -35,9 +37,9 @@ class Selection:
     embedded: bool = False
     """Also attempts by the small model shipped for demonstrations."""
     unverified: bool = False
-    """Also attempts whose task has no checks, accepted by nobody."""
+    """Also attempts whose task has no checks; rows say on whose word they count, if on any."""
 
-    def refuses(self, item: Reviewed) -> str | None:
+    def refuses(self, item: Reviewed, labels: Sequence[Label] = ()) -> str | None:
         """Return why an attempt stays behind, as a short name to count by; None if it goes."""
         trajectory, review = item.trajectory, item.review
         failure = trajectory.failure
@@ -51,13 +53,21 @@ class Selection:
             return "embedded model (--include-embedded)"
         if trajectory.agent.kind == "nop":
             return "agent that does nothing"
+        if people_say(labels) == "fail":
+            return "a person says it failed"
         if trajectory.verdict.passed is None:
-            if not self.unverified:
-                return "unverified (--include-unverified)"
-            return "not accepted" if failure is not None else None
+            if failure is not None:
+                return "not accepted"
+            return None if self.unverified else _unverified(review, labels)
         if review.decision != "accepted" or not trajectory.verdict.passed:
             return "not accepted"
         return None
+
+
+def _unverified(review: Review, labels: Sequence[Label]) -> str:
+    by = accepted_by(review, labels)
+    accepted = f", accepted by {by}" if by else ""
+    return f"unverified{accepted} (--include-unverified)"
 
 
 @dataclass(frozen=True)
@@ -90,17 +100,12 @@ def export(
             with temporary.open("wb") as file:
                 for seen, item in enumerate(store.reviewed(), start=1):
                     progress(seen)
-                    reason = selection.refuses(item)
-                    if reason is None:
-                        try:
-                            row = project(item.trajectory, item.review)
-                        except NotExportable as error:
-                            reason = error.reason
-                        else:
-                            file.write(orjson.dumps(row) + b"\n")
-                            rows += 1
-                    if reason is not None:
-                        left_out[reason] += 1
+                    row = _row(store, item, selection, project)
+                    if isinstance(row, str):
+                        left_out[row] += 1
+                    else:
+                        file.write(orjson.dumps(row) + b"\n")
+                        rows += 1
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(out)
@@ -109,3 +114,20 @@ def export(
     except OSError as error:
         raise StoreError(f"{out}: {error.strerror or error}") from None
     return Exported(rows, left_out)
+
+
+def _row(
+    store: Store, item: Reviewed, selection: Selection, project: Project
+) -> dict[str, Any] | str:
+    """Return an attempt's row, or why it has none."""
+    try:
+        labels = store.labels_of(item.review.task_id, item.review.attempt_id)
+    except Damaged:
+        return "damaged label"  # it might say that the attempt failed
+    reason = selection.refuses(item, labels)
+    if reason is not None:
+        return reason
+    try:
+        return project(item.trajectory, item.review, labels)
+    except NotExportable as error:
+        return error.reason

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from common.review import Review
+from common.review import Label, Review
 from common.trajectory import Trajectory
 
 
-def raw_row(trajectory: Trajectory, review: Review) -> dict[str, Any]:
-    """Return ``{trajectory_id, trajectory, review}``; both can be validated back, losing nothing.
+def raw_row(trajectory: Trajectory, review: Review, labels: Sequence[Label] = ()) -> dict[str, Any]:
+    """Return ``{trajectory_id, trajectory, review, labels}``; all can be validated back, losing
+    nothing.
 
-    Both are nested: `datasets` looks at the names of the columns, and takes a file with `id`,
+    They are nested: `datasets` looks at the names of the columns, and takes a file with `id`,
     `source`, `model`, `messages` … or `type` and `message` for somebody else's trace format.
     """
     if review.attempt_id != trajectory.attempt_id:
@@ -20,4 +22,5 @@ def raw_row(trajectory: Trajectory, review: Review) -> dict[str, Any]:
         "trajectory_id": f"{trajectory.task_id}/{trajectory.attempt_id}",
         "trajectory": trajectory.model_dump(mode="json", by_alias=True),
         "review": review.model_dump(mode="json", by_alias=True),
+        "labels": [label.model_dump(mode="json") for label in labels],
     }

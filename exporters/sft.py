@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from common.review import Review
+from common.review import Label, Review
 from common.trajectory import Trajectory
+from exporters.labels import accepted_by, label_columns
 from exporters.messages import openai_messages, openai_tools
 
 
-def sft_row(trajectory: Trajectory, review: Review) -> dict[str, Any]:
+def sft_row(trajectory: Trajectory, review: Review, labels: Sequence[Label] = ()) -> dict[str, Any]:
     """Return ``{messages, tools, metadata}`` as OpenAI, TRL and their kin read it.
 
     Selecting what is worth training on is not done here. Raises `NotExportable`.
@@ -27,7 +29,10 @@ def sft_row(trajectory: Trajectory, review: Review) -> dict[str, Any]:
             "revision": trajectory.revision,
             "sample": trajectory.sample,
             "scene": trajectory.assignment.task.scene,
+            "first_try": review.first_try,
             "score": review.score,
+            "accepted_by": accepted_by(review, labels),
+            "labels": label_columns(labels),
             "model": trajectory.agent.model,
             "model_source": trajectory.agent.model_source,
         },

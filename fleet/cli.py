@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,32 +11,31 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.live import Live
-from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from common import __version__
 from common.failures import ConfigurationError
-from common.queue.connection import Server
-from common.queue.scene_queue import NewTask, SceneQueue
 from common.store import StoreError
-from common.task import Assignment, Task
-from exporters.export import FORMATS, Selection
-from exporters.export import export as write_export
 from fleet import status as status_view
+from fleet.approvals import approvals_app
 from fleet.arguments import scene_name
 from fleet.audit import audit_app
 from fleet.budget import budget_app
 from fleet.checkup import doctor
 from fleet.children import python
-from fleet.context import Output, clean, err, fail, guard, out, settings_for, store_of, with_server
+from fleet.context import Output, clean, err, fail, out, settings_for, with_server
 from fleet.control import control_app
 from fleet.dead import dead_app
 from fleet.drain import drain_app
+from fleet.exporting import export
+from fleet.files import submit, validate
+from fleet.judge import judge_app
 from fleet.packages import packages_app
+from fleet.rescore import rescore
 from fleet.schemas import schema
-from fleet.show import show as show_trajectory
-from fleet.tasksfile import read_tasks
+from fleet.second_look import review_app
+from fleet.show import show_command
 from workers.scenes import SCENES
 
 app = typer.Typer(
@@ -49,10 +47,18 @@ app = typer.Typer(
 )
 for commands in (control_app, drain_app, audit_app):
     app.add_typer(commands)  # without a name: `fleet pause`, not `fleet control pause`
-for name, commands in (("dead", dead_app), ("budget", budget_app), ("packages", packages_app)):
+for name, commands in (
+    ("dead", dead_app), ("budget", budget_app), ("packages", packages_app),
+    ("approvals", approvals_app), ("judge", judge_app), ("review", review_app),
+):  # fmt: skip
     app.add_typer(commands, name=name)
 app.command(epilog="Example: fleet schema task")(schema)
 app.command(epilog="Example: fleet doctor")(doctor)
+app.command(epilog="Example: fleet submit more.jsonl")(submit)
+app.command(epilog="Example: fleet validate tasks.jsonl")(validate)
+app.command("show", epilog="Example: fleet show task-7 --full")(show_command)
+app.command(epilog="Example: fleet export sft --out output/sft.jsonl")(export)
+app.command(epilog="Example: fleet rescore --rubric code.yaml --dry-run")(rescore)
 EXIT_NO_MODEL = 69
 """EX_UNAVAILABLE of sysexits.h: no provider configured, and no embedded model to be had."""
 
@@ -72,7 +78,8 @@ def up(
         int | None, typer.Option(min=1, help="Episodes at once in each worker (8).")
     ] = None,
     until_done: Annotated[
-        bool, typer.Option("--until-done", help="End once every task in the files has ended.")
+        bool,
+        typer.Option("--until-done", help="End once every task has ended, or waits for people."),
     ] = False,
     agent: Annotated[
         str | None,
@@ -161,7 +168,7 @@ def up(
         out.print(status_view.table(snapshot))
         for remark in status_view.remarks(snapshot):
             out.print(Text(remark))
-    undone = snapshot.open_tasks or any(c["dead"] for c in snapshot.scenes.values())
+    undone = any(status_view.goes_on(c) or c["dead"] for c in snapshot.scenes.values())
     if until_done and (undone or not outcome.finished):
         raise typer.Exit(1)
 
@@ -203,166 +210,6 @@ def status(
         out.print("no task has been dispatched yet")
     for remark in status_view.remarks(snapshot):
         out.print(Text(remark, style="yellow"))
-
-
-@app.command(epilog="Example: fleet submit more.jsonl")
-def submit(file: Path, output: Output = None) -> None:
-    """Queue every task of a file now, without following it. A known task_id is not queued again."""
-    settings = settings_for(output)
-    counts = {"queued": 0, "duplicate": 0, "rejected": 0}
-
-    async def send(server: Server) -> None:
-        await server.check()
-        queues: dict[str, SceneQueue] = {}
-        for line in read_tasks(file, limit=settings.max_line_bytes):
-            if line.task is None:
-                counts["rejected"] += 1
-                for field, reason in line.problems:
-                    err.print(clean(f"{file}:{line.number}: {field}: {reason}", style="red"))
-                continue
-            scene = line.task.scene
-            queue = queues.setdefault(
-                scene, SceneQueue(server, scene, ledger_ttl=settings.ledger_ttl)
-            )
-            samples = [Assignment(task=line.task, sample=n) for n in range(line.task.samples)]
-            reply = await queue.publish([NewTask.of(samples)])
-            counts["queued" if reply.published else "duplicate"] += 1
-            if not reply.published:
-                err.print(Text(f"{file}:{line.number}: duplicate task_id {line.task.task_id}"))
-
-    try:
-        with_server(settings, send)
-    except OSError as error:
-        fail(f"{file}: {error.strerror or error}", 2)
-    out.print(", ".join(f"{n} {what}" for what, n in counts.items()))
-    if counts["rejected"]:
-        raise typer.Exit(1)
-
-
-@app.command(epilog="Example: fleet validate tasks.jsonl")
-def validate(
-    file: Path,
-    concurrency: Annotated[int, typer.Option(min=1, help="Tasks at once.")] = 4,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only what is not proven.")] = False,
-) -> None:
-    """Prove every task in the real sandbox: its reference must pass, doing nothing must fail."""
-    from fleet.validate import Proof, prove
-
-    settings = settings_for(None)
-    tasks: list[Task] = []
-    wrong: list[tuple[str, str]] = []
-    ids: dict[str, int] = {}
-    try:
-        for line in read_tasks(file, limit=settings.max_line_bytes):
-            where = f"line {line.number}"
-            if line.task is None:
-                wrong += [(where, f"{field}: {reason}") for field, reason in line.problems]
-            elif line.task.task_id in ids:
-                first = ids[line.task.task_id]
-                wrong.append((where, f"task_id: {line.task.task_id!r} is also line {first}"))
-            else:
-                ids[line.task.task_id] = line.number
-                tasks.append(line.task)
-    except OSError as error:
-        fail(f"{file}: {error.strerror or error}", 2)
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.completed}/{task.total} tasks"), console=err,
-        transient=True,
-    ) as bar:  # fmt: skip
-        job = bar.add_task("", total=len(tasks))
-
-        def told(_: Proof) -> None:
-            bar.advance(job)
-
-        try:
-            proofs = asyncio.run(prove(tasks, settings, concurrency=concurrency, told=told))
-        except ConfigurationError as error:
-            fail(str(error), 78)
-    shown = Table("task", "result", "seconds", "why")
-    styles = {"proven": "green", "broken": "red", "unproven": "yellow"}
-    for where, reason in wrong:
-        shown.add_row(where, Text("rejected", style="red"), "", clean(reason))
-    for proof in proofs:
-        if not quiet or proof.status != "proven":
-            result = Text(proof.status, style=styles[proof.status])
-            shown.add_row(
-                Text(f"{proof.task.task_id} (line {ids[proof.task.task_id]})"), result,
-                f"{proof.seconds:.2f}", clean(proof.why),
-            )  # fmt: skip
-    out.print(shown)
-    proven = sum(proof.status == "proven" for proof in proofs)
-    out.print(f"{proven} of {len(proofs) + len({w for w, _ in wrong})} tasks proven")
-    if wrong or proven < len(proofs):
-        raise typer.Exit(1)
-
-
-@app.command(epilog="Example: fleet show task-7 --full")
-def show(
-    task_id: str,
-    output: Output = None,
-    attempt: Annotated[str | None, typer.Option(help="Which attempt. Default: the last.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Long results too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The stored file itself.")] = False,
-) -> None:
-    """Show a task's trajectory as a transcript, with verdict and review."""
-    store = store_of(settings_for(output))
-    attempts = guard(lambda: store.attempts_of(task_id))
-    if not attempts:
-        close = [t for t in store.tasks() if task_id in t][:5]
-        fail(f"no attempt of {task_id!r}" + (f"; there is: {', '.join(close)}" if close else ""))
-    if attempt is not None and attempt not in attempts:
-        fail(f"no attempt {attempt!r}; there is: {', '.join(attempts)}")
-    chosen = attempt or attempts[-1]
-    if as_json:
-        sys.stdout.buffer.write(store.attempt_path(task_id, chosen).read_bytes() + b"\n")
-        return
-    trajectory = guard(lambda: store.read_attempt(task_id, chosen))
-    review = guard(lambda: store.read_review(task_id, chosen))
-    show_trajectory(out, trajectory, review, full=full)
-    if len(attempts) > 1 and attempt is None:
-        out.print(Text(f"{len(attempts)} attempts: {', '.join(attempts)}", style="dim"))
-
-
-@app.command(epilog="Example: fleet export sft --out output/sft.jsonl")
-def export(
-    fmt: Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")],
-    out_file: Annotated[Path | None, typer.Option("--out", help="Default: FORMAT.jsonl")] = None,
-    output: Output = None,
-    scene: Annotated[
-        list[str] | None,
-        typer.Option(parser=scene_name, metavar="SCENE", help="Only these scenes."),
-    ] = None,
-    include_embedded: Annotated[
-        bool, typer.Option("--include-embedded", help="Also the small demonstration model's.")
-    ] = False,
-    include_unverified: Annotated[
-        bool, typer.Option("--include-unverified", help="Also attempts no check has judged.")
-    ] = False,
-) -> None:
-    """Write accepted, verified attempts as JSON lines."""
-    if fmt not in FORMATS:
-        fail(f"no format {fmt!r}; there is: {', '.join(FORMATS)}", 2)
-    settings = settings_for(output)
-    store = store_of(settings)
-    target = out_file or settings.output / f"{fmt}.jsonl"
-    selection = Selection(
-        scenes=frozenset(scene) if scene else None,
-        embedded=include_embedded,
-        unverified=include_unverified,
-    )
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.completed} attempts read"), console=err, transient=True
-    ) as bar:
-        job = bar.add_task("", total=None)
-        done = guard(
-            lambda: write_export(
-                store, fmt, target, selection,
-                progress=lambda seen: bar.update(job, completed=seen),
-            )
-        )  # fmt: skip
-    out.print(f"{done.rows} rows in {target}")
-    for reason, count in sorted(done.left_out.items()):
-        out.print(Text(f"{count} left out: {reason}", style="dim"))
 
 
 @app.command(epilog="Example: fleet model")

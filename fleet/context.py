@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import getpass
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -21,6 +23,7 @@ from common import logs
 from common.failures import ConfigurationError
 from common.queue.connection import Server, ServerGone
 from common.queue.control import Who
+from common.queue.embedded import EmbeddedServer
 from common.settings import Settings, load
 from common.store import Store, StoreError
 
@@ -29,6 +32,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 _PATIENCE = 5.0
+_LOOK = 0.05
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="The store's folder (FLEET_OUTPUT, output).")
@@ -85,24 +89,83 @@ def who(why: str = "") -> Who:
     return Who(f"{name}@{socket.gethostname()}", why)
 
 
-def with_server(settings: Settings, ask: Callable[[Server], Awaitable[T]]) -> T:
-    """Run ``ask`` against the server; an absent one is an error within seconds."""
+def with_server(
+    settings: Settings,
+    ask: Callable[[Server], Awaitable[T]],
+    *,
+    revive: bool = False,
+    share: bool = False,
+) -> T:
+    """Run ``ask`` against the server; an absent one is an error within seconds.
 
-    async def run() -> T:
-        server = Server(server_url(settings), patience=_PATIENCE)
+    ``revive``: where no `fleet up` is running over the output folder, start the server it left
+    there until ``ask`` is done; ``share``: let other commands find it meanwhile.
+    """
+
+    async def run(url: str) -> T:
+        server = Server(url, patience=_PATIENCE)
         try:
             return await ask(server)
         finally:
             await server.close()
 
     try:
-        return asyncio.run(run())
+        with revived(settings, share=share) if revive else nullcontext() as url:
+            return asyncio.run(run(url or server_url(settings)))
     except (ConfigurationError, ServerGone) as error:
         fail(str(error), 78)
     except redis.exceptions.ResponseError as error:
         fail(f"the server refused: {error}", 78)
     except UnicodeEncodeError:
         fail("what was typed is not UTF-8", 2)
+
+
+@contextmanager
+def revived(settings: Settings, *, share: bool = False) -> Iterator[str | None]:
+    """Start the server that `fleet up` left in the output folder; yields its address.
+
+    None where another one is to be asked, or there is none. Raises `ConfigurationError` when
+    somebody is just starting or ending it.
+    """
+    folder = state_folder(settings.output)
+    told = folder / "server.json"
+    if settings.redis_url or not os.access(folder / "valkey", os.W_OK):
+        yield None
+        return
+    with (folder / "lock").open("a") as lock:
+        if not _held(lock.fileno(), told):
+            yield None
+            return
+        server = EmbeddedServer(folder / "valkey")
+        server.start()
+        try:
+            if share:
+                told.touch(mode=0o600)
+                told.write_bytes(orjson.dumps({"url": server.url, "pid": os.getpid()}))
+            yield server.url
+        finally:
+            if share:
+                told.unlink(missing_ok=True)
+            server.stop()
+
+
+def _held(lock: int, told: Path) -> bool:
+    """Take the lock of the output folder. False: somebody has it, and says where the server is."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if told.exists():
+                return False
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"another command is at work on the server in {told.parent}, or `fleet up` is "
+                    "starting or ending there: try again in a moment"
+                ) from None
+            time.sleep(_LOOK)
+        else:
+            return True
 
 
 def store_of(settings: Settings) -> Store:

@@ -1,31 +1,87 @@
-"""A trajectory as a transcript a person reads from top to bottom."""
+"""`fleet show`: a trajectory as a transcript a person reads from top to bottom, and its history."""
 
 from __future__ import annotations
 
+import sys
+from typing import Annotated
+
+import orjson
+import typer
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
 from common.review import Review
+from common.store import Store
 from common.trajectory import Step, Trajectory
-from fleet.context import clean
+from fleet import history as past
+from fleet.context import Output, clean, fail, guard, out, settings_for, store_of
+from fleet.findings import findings, words_on
 
 _SHOWN = 4000
 
 
-def transcript(trajectory: Trajectory, review: Review | None, *, full: bool) -> RenderableType:
-    """Return the whole attempt; nothing in it can style or escape the terminal."""
+def show_command(
+    task_id: str,
+    output: Output = None,
+    attempt: Annotated[str | None, typer.Option(help="Which attempt. Default: the last.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Long results too.")] = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="Only the table of all its attempts.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The stored file itself, or the history's rows.")
+    ] = False,
+) -> None:
+    """Show a task's trajectory as a transcript, with verdict, review and the task's history."""
+    store = store_of(settings_for(output))
+    attempts = guard(lambda: store.attempts_of(task_id))
+    if not attempts:
+        close = [t for t in store.tasks() if task_id in t][:5]
+        fail(f"no attempt of {task_id!r}" + (f"; there is: {', '.join(close)}" if close else ""))
+    if attempt is not None and attempt not in attempts:
+        fail(f"no attempt {attempt!r}; there is: {', '.join(attempts)}")
+    chosen = attempt or attempts[-1]
+    if as_json and not history:
+        sys.stdout.buffer.write(store.attempt_path(task_id, chosen).read_bytes() + b"\n")
+        return
+    if not history:
+        trajectory = guard(lambda: store.read_attempt(task_id, chosen))
+        review = guard(lambda: store.read_review(task_id, chosen))
+        show(out, trajectory, review, full=full)
+    rows = guard(lambda: past.history(store, task_id))
+    if as_json:
+        data = orjson.dumps(past.as_dicts(rows), option=orjson.OPT_INDENT_2)
+        print(data.decode())  # noqa: T201
+        return
+    out.print(past.table(rows, full=full))
+    if not history:
+        _show_findings(store, rows, chosen, full)
+
+
+def _show_findings(store: Store, rows: list[past.Row], chosen: str, full: bool) -> None:
+    """Say what the review of the chosen attempt found, or else the last one that has a review."""
+    reviews = {row.attempt_id: row.review for row in rows if row.review is not None}
+    review = reviews.get(chosen) or (list(reviews.values())[-1] if reviews else None)
+    if review is not None:
+        words = guard(lambda: words_on(store.root, review.task_id))
+        out.print(findings(review, rows, words, full=full))
+
+
+def transcript(
+    trajectory: Trajectory, review: Review | None, *, full: bool, blind: bool = False
+) -> RenderableType:
+    """Return the whole attempt; nothing in it can style or escape the terminal.
+
+    ``blind``: without who acted and what checks, judges and reviewers say of it.
+    """
     task = trajectory.assignment.task
-    agent = trajectory.agent
-    who = agent.kind if agent.model is None else f"{agent.model} ({agent.provider})"
     head = Text.assemble(
         (f"{task.task_id}  ", "bold"),
         f"{trajectory.attempt_id}\n",
-        f"scene {task.scene} · revision {trajectory.revision} · by {who} · "
-        f"in {trajectory.environment.backend} · {trajectory.total_duration:.1f} s · "
-        f"{trajectory.usage.prompt_tokens}+{trajectory.usage.completion_tokens} tokens",
+        f"scene {task.scene}" if blind else _circumstances(trajectory),
     )
-    if replayed := trajectory.replayed_usage.calls:
+    if not blind and (replayed := trajectory.replayed_usage.calls):
         head.append(
             f"\nresumed: {replayed} of {trajectory.usage.calls} model answers are those an earlier "
             "attempt paid for; every action was executed again"
@@ -40,13 +96,26 @@ def transcript(trajectory: Trajectory, review: Review | None, *, full: bool) -> 
             clean(f"{failure.kind} ({failure.failure_class}): {failure.message}", style="red")
         )
     parts.append(Text(f"ended: {trajectory.stop_reason}", style="bold"))
+    if blind:
+        answer = clean(trajectory.final_result or "(none)")
+        return Group(*parts, Panel(answer, title="its answer", title_align="left"))
     parts.append(_verdict(trajectory))
     if review is not None:
         score = "no score" if review.score is None else f"score {review.score}"
         parts.append(clean(f"review: {review.decision}, {score}: {review.reason}", style="bold"))
         for change in review.changes:
-            parts.append(clean(f"  next: {change.field}: {change.before} → {change.after}"))
+            parts.append(Text("  next: ") + past.changed(change, full=full))
     return Group(*parts)
+
+
+def _circumstances(trajectory: Trajectory) -> str:
+    agent, usage = trajectory.agent, trajectory.usage
+    who = agent.kind if agent.model is None else f"{agent.model} ({agent.provider})"
+    return (
+        f"scene {trajectory.assignment.task.scene} · revision {trajectory.revision} · by {who} · "
+        f"in {trajectory.environment.backend} · {trajectory.total_duration:.1f} s · "
+        f"{usage.prompt_tokens}+{usage.completion_tokens} tokens"
+    )
 
 
 def _step(step: Step, full: bool) -> RenderableType:

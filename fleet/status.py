@@ -23,16 +23,18 @@ from common.task import SceneName
 _ROWS = (
     ("workers", None, ""), ("tasks", "tasks", "bold"),
     ("  waiting", "waiting", ""), ("  running", "running", "cyan"),
-    ("  delayed", "delayed", ""), ("  in review", "reviewing", ""),
+    ("  delayed", "delayed", ""), ("  held for their group", "held", ""),
+    ("  in review", "reviewing", ""), ("  waiting for people", "people", "yellow"),
     ("attempts passed", "passed", "green"), ("attempts failed", "failed", "red"),
     ("sent back, revised", "iterate", ""), ("accepted", "accepted", "bold green"),
+    ("  at the first try", "accepted_first", ""), ("  after changes", "accepted_retried", ""),
     ("rejected", "rejected", ""), ("unverified", "human", "yellow"),
     ("waited for limits", "waited", "yellow"), ("cancelled", "tasks_cancelled", "yellow"),
     ("dead", "dead", "bold red"),
 )  # fmt: skip
 """What a row is called, the count or counter behind it, and its style when it is not 0."""
 _LIVE = {"waiting", "running", "delayed", "reviewing"}
-
+"""Of those, what is counted by looking; the rest are counters."""
 
 _ALWAYS = (
     "tasks",
@@ -41,6 +43,9 @@ _ALWAYS = (
     "retried",
     "waited",
     "dead",
+    "held",
+    "accepted_first",
+    "accepted_retried",
     *(f"tasks_{e}" for e in ENDS),
 )
 """Counters that `--json` has even while they are 0."""
@@ -64,12 +69,24 @@ class Snapshot:
 
     def held_up(self, scenes: Iterable[str]) -> list[str]:
         """Return why open tasks of ``scenes`` do not go on, where a person must act."""
-        return [
+        found = [
             f"{name}: {counts.open_tasks} tasks wait: paused by {counts.paused} "
             f"(fleet resume {name})"
             for name, counts in self.scenes.items()
             if name in scenes and counts.paused and counts.open_tasks
         ]
+        return found + [line for name, line in _asked(self) if name in scenes]
+
+
+def _people(counts: Counts) -> int:
+    """Return how many units of work wait for people. The queue's own `waiting` is another."""
+    return counts["waiting"]
+
+
+def goes_on(counts: Counts) -> bool:
+    """Say whether anything is left to do but for people."""
+    work = counts.waiting + counts.running + counts.delayed + counts.reviewing + counts["held"]
+    return bool(counts.open_tasks) and (work > 0 or not _people(counts))
 
 
 async def look(server: Server) -> Snapshot:
@@ -117,7 +134,9 @@ def as_dict(snapshot: Snapshot) -> dict[str, dict[str, Any]]:
             "waiting": c.waiting, "running": c.running, "delayed": c.delayed,
             "reviewing": c.reviewing, "paused": c.paused, "open_tasks": c.open_tasks,
             "unaccounted": c.unaccounted, "workers": snapshot.workers.get(name, 0),
-            **dict.fromkeys(_ALWAYS, 0), **c.counters,
+            "waiting_for_people": _people(c),
+            **dict.fromkeys(_ALWAYS, 0),
+            **{counter: n for counter, n in c.counters.items() if counter not in _LIVE},
         }
         for name, c in snapshot.scenes.items()
     }  # fmt: skip
@@ -136,7 +155,9 @@ def table(snapshot: Snapshot) -> Table:
         for name, counts in scenes.items():
             if key is None:
                 value = snapshot.workers.get(name, 0)
-                style = "bold red" if counts.open_tasks and not value else ""
+                style = "bold red" if goes_on(counts) and not value else ""
+            elif key == "people":
+                value = _people(counts)
             else:
                 value = getattr(counts, key) if key in _LIVE else counts[key]
             cells.append(Text(str(value), style=style if value or key is None else "dim"))
@@ -146,14 +167,17 @@ def table(snapshot: Snapshot) -> Table:
 
 def remarks(snapshot: Snapshot) -> list[str]:
     """Return what a person should know besides the numbers."""
-    found = _paused(snapshot)
+    found = _paused(snapshot) + [line for _, line in _asked(snapshot)]
     for name, counts in snapshot.scenes.items():
         if counts.unaccounted:
             found.append(f"{name}: {counts.unaccounted} units of work unaccounted for: a bug")
-        if counts.open_tasks and not snapshot.workers.get(name):
+        if goes_on(counts) and not snapshot.workers.get(name):
             found.append(f"{name}: {_no_workers(name, counts)}")
         if counts["human"]:
-            found.append(f"{name}: {counts['human']} unverified: no checks, so a person must look")
+            found.append(
+                f"{name}: {counts['human']} unverified: no checks, so a person must look "
+                "(fleet review next)"
+            )
         if counts["dead"]:
             found.append(f"{name}: {counts['dead']} dead letters: fleet dead list")
     for scope, budget in snapshot.budgets.items():
@@ -179,6 +203,20 @@ def _paused(snapshot: Snapshot) -> list[str]:
         f"{', '.join(names)}: paused by {words} (fleet resume {' '.join(names)})"
         for words, names in by_words.items()
     ]
+
+
+def _asked(snapshot: Snapshot) -> list[tuple[str, str]]:
+    """Return the scenes in which something waits for a person, and what to do about it."""
+    return [
+        (name, f"{name}: {_number(people, 'task waits', 'tasks wait')} for a person: "
+         "fleet approvals list")
+        for name, counts in snapshot.scenes.items()
+        if (people := _people(counts))
+    ]  # fmt: skip
+
+
+def _number(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"
 
 
 def _no_workers(name: str, counts: Counts) -> str:

@@ -27,7 +27,7 @@ from common.settings import Settings
 from common.store import open_store
 from fleet.children import Child, end_in_order, environment, last_words, python
 from fleet.context import state_folder, who
-from fleet.status import Snapshot, look
+from fleet.status import Snapshot, goes_on, look
 
 _MODEL_DEADLINE = 900.0
 """Seconds for fetching and loading the embedded model; 480 MB on a slow line take a while."""
@@ -66,7 +66,8 @@ class Outcome:
 
     last: Snapshot
     finished: bool
-    """Every task of the served scenes has ended; false when it was told to end before."""
+    """Every task of the served scenes has ended, or waits for people; false when it was told to end
+    before."""
     broken: tuple[str, ...] = ()
     """Of each process that did not end in order: its name, exit code and log."""
 
@@ -288,7 +289,8 @@ class Fleet:
     def _done(self, snapshot: Snapshot) -> bool:
         dispatcher = next(c for c in self.state.children if c.name == "dispatcher")
         served = [c for name, c in snapshot.scenes.items() if name in self.plan.scenes]
-        return dispatcher.finished.is_set() and not any(c.open_tasks for c in served)
+        # What waits for people may wait for days; started again, it goes on where they left it.
+        return dispatcher.finished.is_set() and not any(goes_on(c) for c in served)
 
 
 class _ModelChild(Child):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import orjson
 
@@ -16,16 +18,33 @@ from common.queue.committer import Committer, Decision
 from common.queue.connection import Server
 from common.queue.heartbeat import Heartbeat
 from common.queue.scene_queue import Lease, SceneQueue, wait_any
+from common.quota.budgets import BudgetWatch
 from common.serve import Health
 from common.settings import Settings
 from common.store import Damaged, Store, StoreError
-from reviewer.review import Reviewed, review
+from common.trajectory import Trajectory
+from reviewer.counsel import Counsel
+from reviewer.policy import Policy
+from reviewer.review import Reviewed, Rules, Seen, review
+from reviewer.rubric import rubric_for
+from reviewer.tries import Tries
+from reviewer.upkeep import Upkeep
 
 log = logger("reviewer")
 
-_BATCH = 16
+_AT_ONCE = 32
 _GC = 600.0
 """Seconds between two looks for consumers that are long gone."""
+_STORE_REST = 2.0
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One scene's events, and what its attempts are reviewed by."""
+
+    queue: SceneQueue
+    committer: Committer
+    rules: Rules
 
 
 class Reviewer:
@@ -41,97 +60,141 @@ class Reviewer:
         health: Health,
         *,
         consumer: str,
+        counsel: Counsel | None = None,
+        watch: BudgetWatch | None = None,
+        models: Sequence[str] = (),
     ) -> None:
+        """``watch``: knows what may still be spent. ``models``: those a task may be given."""
         self._settings = settings
         self._store = store
         self._metrics = metrics
         self._health = health
         self._consumer = consumer
+        self._counsel = counsel or Counsel()
+        self._watch = watch
+        self._tries = Tries(store)
+        policy = Policy.load(people=settings.approval_people, models=models)
         self._lines = []
         for scene in scenes:
             queue = SceneQueue(
                 server, scene, consumer=consumer, stage="review", ledger_ttl=settings.ledger_ttl
             )
-            self._lines.append((queue, Committer(queue)))
-        self._reclaim_at = self._gc_at = 0.0
+            rules = Rules(
+                rubric_for(scene, settings.rubrics), policy,
+                settings.ask_people, settings.approval_ttl,
+            )  # fmt: skip
+            self._lines.append(_Line(queue, Committer(queue), rules))
+        self._upkeep = Upkeep(settings, server, store, scenes, metrics)
+        self._reclaim_at = self._gc_at = self._rest_until = 0.0
+        self._running: dict[asyncio.Task[None], Lease] = {}
         self._heartbeat = Heartbeat(server.url, lease=settings.lease, on_lost=lambda _: None)
 
     async def run(self, draining: asyncio.Event) -> None:
         self._heartbeat.start()
+        upkeep = asyncio.create_task(self._upkeep.run(), name="upkeep")
         try:
             while not draining.is_set():
                 self._health.turn()
                 self._heartbeat.pulse()
                 if time.monotonic() >= self._gc_at:
                     self._gc_at = time.monotonic() + _GC
-                    for queue, _ in self._lines:
-                        await queue.gc()
+                    for line in self._lines:
+                        await line.queue.gc()
                 self._metrics.loop_success.labels("reviewer").set_to_current_time()
-                reclaiming = time.monotonic() >= self._reclaim_at and self._heartbeat.steady
-                if reclaiming:
-                    spread = random.uniform(0.75, 1.25)
-                    self._reclaim_at = time.monotonic() + self._settings.lease / 4 * spread
-                taken = 0
-                for queue, committer in self._lines:
-                    leases = await self._take(queue, reclaiming)
-                    taken += len(leases)
-                    if leases:
-                        await self._review_all(queue, committer, leases)
-                    if draining.is_set():
-                        break
+                if upkeep.done():
+                    upkeep.result()
+                taken = await self._fill(draining)
                 if taken == 0:
-                    await until(draining, wait_any([queue for queue, _ in self._lines]))
+                    await self._idle(draining)
         finally:
             self._health.draining = True
+            await self._let_end()
+            upkeep.cancel()
+            await asyncio.gather(upkeep, return_exceptions=True)
             self._heartbeat.stop()
-            for _, committer in self._lines:
-                await committer.close()
+            for line in self._lines:
+                await line.committer.close()
+            await self._upkeep.last()
 
-    async def _take(self, queue: SceneQueue, reclaiming: bool) -> list[Lease]:
+    async def _fill(self, draining: asyncio.Event) -> int:
+        """Take as many attempts as there is room for, fairly by scene; returns how many."""
+        if time.monotonic() < self._rest_until:
+            return 0
+        reclaiming = time.monotonic() >= self._reclaim_at and self._heartbeat.steady
+        if reclaiming:
+            spread = random.uniform(0.75, 1.25)
+            self._reclaim_at = time.monotonic() + self._settings.lease / 4 * spread
+        taken = 0
+        random.shuffle(self._lines)  # a scene with much to review must not starve the others
+        for line in self._lines:
+            room = _AT_ONCE - len(self._running)
+            if room <= 0 or draining.is_set():
+                break
+            leases = await self._take(line.queue, room, reclaiming)
+            taken += len(leases)
+            for lease in leases:
+                self._heartbeat.hold(line.queue, lease)
+                task = asyncio.create_task(self._handle(line, lease), name=lease.attempt_id)
+                self._running[task] = lease
+                task.add_done_callback(self._running.pop)
+        return taken
+
+    async def _idle(self, draining: asyncio.Event) -> None:
+        """Wait for room, for an event, or for the end of a rest."""
+        if (rest := self._rest_until - time.monotonic()) > 0:
+            await until(draining, asyncio.sleep(rest))
+        elif len(self._running) >= _AT_ONCE:
+            one = asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+            await until(draining, one, timeout=self._settings.lease / 4)
+        else:
+            await until(draining, wait_any([line.queue for line in self._lines]))
+
+    async def _let_end(self) -> None:
+        """Let reviews under way end in their time; what waits for a judge is handed back."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._settings.drain_grace / 2)
+        left = list(self._running)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _take(self, queue: SceneQueue, room: int, reclaiming: bool) -> list[Lease]:
         leases: list[Lease] = []
         if reclaiming:
             got = await queue.reclaim(
-                _BATCH, lease=self._settings.lease, max_deliveries=self._settings.max_deliveries,
-                heard=self._heartbeat.heard,
+                room, lease=self._settings.lease, max_deliveries=self._settings.max_deliveries,
+                holding=list(self._running.values()), heard=self._heartbeat.heard,
             )  # fmt: skip
             leases = got.leases
             if got.buried:
                 log.error("review.dead_lettered", scene=queue.scene, count=got.buried)
                 self._metrics.dead_letters.labels(queue.scene, "poison").inc(got.buried)
-        if len(leases) < _BATCH:
-            leases += await queue.take(_BATCH - len(leases))
+        if len(leases) < room:
+            leases += await queue.take(room - len(leases))
         return leases
 
-    async def _review_all(
-        self, queue: SceneQueue, committer: Committer, leases: list[Lease]
-    ) -> None:
-        """Review a batch; what the store refuses goes back, uncounted, and waits for the store."""
-        for lease in leases:
-            self._heartbeat.hold(queue, lease)
-        results = await asyncio.gather(
-            *(self._review(committer, lease) for lease in leases), return_exceptions=True
-        )
-        back = []
-        for lease, result in zip(leases, results, strict=True):
+    async def _handle(self, line: _Line, lease: Lease) -> None:
+        """Review one attempt; what the store refuses goes back, uncounted."""
+        try:
+            await self._review(line, lease)
+        except LeaseLost:
+            log.warning("lease.lost", task_id=lease.task_id)
+        except Damaged as error:
+            # Left to lapse: it is tried again, and is a dead letter after max_deliveries.
+            log.error("review.failed", task_id=lease.task_id, error=str(error))
+        except StoreError as error:
+            log.error("store.unavailable", task_id=lease.task_id, error=str(error))
+            self._rest_until = time.monotonic() + _STORE_REST
+            await line.queue.release([lease])
+        except asyncio.CancelledError:
+            await line.queue.release([lease])
+            raise
+        except Exception:  # the boundary of one review: a bug met by one attempt costs no other
+            log.exception("review.failed", task_id=lease.task_id)
+        finally:
             self._heartbeat.drop(lease)
-            match result:
-                case None:
-                    pass
-                case LeaseLost():
-                    log.warning("lease.lost", task_id=lease.task_id)
-                case StoreError() if not isinstance(result, Damaged):
-                    log.error("store.unavailable", task_id=lease.task_id, error=str(result))
-                    back.append(lease)
-                case Exception():
-                    # Left to lapse: it is tried again, and is a dead letter after max_deliveries.
-                    log.error("review.failed", task_id=lease.task_id, exc_info=result)
-                case _:
-                    raise result
-        if back:
-            await queue.release(back)
-            await asyncio.sleep(2.0)
 
-    async def _review(self, committer: Committer, lease: Lease) -> None:
+    async def _review(self, line: _Line, lease: Lease) -> None:
         event = orjson.loads(lease.payload)
         trajectory = await asyncio.to_thread(
             self._store.read_attempt,
@@ -139,7 +202,7 @@ class Reviewer:
             event["attempt_id"],
             sha256=event.get("sha256"),
         )
-        outcome = review(trajectory, reviewer=self._consumer, now=time.time())
+        outcome = await self._judge(trajectory, line.rules)
         # The file first: once settled, nobody would write it again.
         await asyncio.to_thread(self._store.write_review, outcome.review)
         # The event is proof enough of who won the entry; once settled, nobody would sweep either.
@@ -149,19 +212,53 @@ class Reviewer:
         if swept:
             self._metrics.swept.labels(lease.scene).inc(len(swept))
             log.info("store.swept", task_id=lease.task_id, attempts=swept)
-        await committer.commit(lease, _decision(outcome))
+        await line.committer.commit(lease, _decision(outcome))
+        self._upkeep.stir()
         self._count(lease.scene, outcome)
+
+    async def _judge(self, trajectory: Trajectory, rules: Rules) -> Reviewed:
+        """Ask whoever has to be asked, and review. Waits for models that are away."""
+        group, siblings = await asyncio.to_thread(self._tries.around, trajectory)
+        report = await self._counsel.report(trajectory, rules.rubric)
+        seen = Seen(
+            group, siblings, report, self._counsel.trusts(report, rules.rubric),
+            spent=self._spent(trajectory),
+        )  # fmt: skip
+        now = time.time()
+        found = review(trajectory, rules, seen, reviewer=self._consumer, now=now)
+        if found.next is None and found.wait is None:
+            return found
+        suggestions = await self._counsel.suggestions(trajectory)
+        if not suggestions:
+            return found
+        seen = Seen(group, siblings, report, seen.trusted, suggestions, seen.spent)
+        return review(trajectory, rules, seen, reviewer=self._consumer, now=now)
+
+    def _spent(self, trajectory: Trajectory) -> str | None:
+        if self._watch is None:
+            return None
+        free = trajectory.usage.cost_usd == 0
+        exceeded = self._watch.objection(trajectory.assignment.task.scene, free=free)
+        return str(exceeded) if exceeded is not None else None
 
     def _count(self, scene: str, outcome: Reviewed) -> None:
         said = outcome.review
-        level = "green" if said.changes else "none"
-        self._metrics.reviews.labels(scene, said.decision, level).inc()
+        levels = {p.level for p in said.proposals if not p.refused}
+        level = "none"
+        if outcome.wait is not None:
+            level = "red" if "red" in levels else "yellow"
+        elif said.changes:
+            level = "green"
+        tries = "first" if said.first_try else "retried"
+        self._metrics.reviews.labels(scene, said.decision, level, tries).inc()
         if said.score is not None:
-            self._metrics.score.labels(scene).observe(said.score / 100)
+            self._metrics.score.labels(scene, tries).observe(said.score / 100)
         if said.decision == "iterate":
             self._metrics.iterations.labels(scene, level).inc()
         if said.decision == "accepted":
-            self._metrics.accepted.labels(scene).inc()
+            self._metrics.accepted.labels(scene, tries).inc()
+        for approval in outcome.wait.approvals if outcome.wait else ():
+            self._metrics.approvals_asked.labels(scene, approval.proposal.level).inc()
         log.info(
             "review.finished", scene=scene, task_id=said.task_id, attempt_id=said.attempt_id,
             decision=said.decision, score=said.score,
@@ -173,6 +270,7 @@ def _decision(outcome: Reviewed) -> Decision:
     record = {
         "attempt_id": said.attempt_id, "decision": said.decision, "score": said.score,
         "reason": said.reason, "by": said.reviewer, "at": said.reviewed_at,
+        "rubric": said.rubric, "accepted_by": said.accepted_by, "approvals": said.approvals,
         "changes": [c.model_dump(mode="json", by_alias=True) for c in said.changes],
     }  # fmt: skip
     return Decision(
@@ -181,4 +279,5 @@ def _decision(outcome: Reviewed) -> Decision:
         score=said.score,
         record=orjson.dumps(record),
         next=outcome.next,
+        wait=outcome.wait,
     )

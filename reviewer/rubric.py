@@ -1,69 +1,199 @@
-"""The deterministic rubric: what the steps of an attempt show, as points with their evidence."""
+"""Rubrics: one YAML file a scene, saying what a good attempt is and what shows it.
+
+reviewer/rubrics/<scene>.yaml comes with the fleet; a folder of one's own goes before it.
+"""
 
 from __future__ import annotations
 
-import orjson
+from collections import Counter
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any
 
-from common.review import Signal
-from common.trajectory import Trajectory
+import yaml
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-RUBRIC = "deterministic-1"
-"""Name and version, written into every review; changes when a weight or a signal does."""
+from common.failures import ConfigurationError
+from common.model import Contract, explain
+from common.task import SceneName, digest
+from reviewer.signals import ALWAYS, SIGNALS
 
-_WEIGHTS = {"wasted_steps": 0.35, "recovery": 0.25, "malformed": 0.2, "repetition": 0.2}
-
-
-def signals(trajectory: Trajectory) -> tuple[Signal, ...]:
-    """Measure what needs no opinion. Points are 1 for the best, 0 for the worst."""
-    steps = trajectory.steps
-    failed = [s.step_id for s in steps if not s.success]
-    answers = len(steps) + trajectory.malformed_answers
-    recovered = [
-        s.step_id
-        for i, s in enumerate(steps)
-        if not s.success
-        and any(later.success and later.action.tool == s.action.tool for later in steps[i + 1 :])
-    ]
-    seen: set[bytes] = set()
-    repeated = []
-    for step in steps:
-        key = orjson.dumps([step.action.tool, step.action.arguments], option=orjson.OPT_SORT_KEYS)
-        if key in seen:
-            repeated.append(step.step_id)
-        seen.add(key)
-    return (
-        _signal("wasted_steps", len(failed), 1 - _share(len(failed), len(steps)), failed),
-        _signal("recovery", len(recovered), _share(len(recovered), len(failed), none=1.0), failed),
-        _signal(
-            "malformed",
-            trajectory.malformed_answers,
-            1 - _share(trajectory.malformed_answers, answers),
-            [],
-        ),
-        _signal("repetition", len(repeated), 1 - _share(len(repeated), len(steps)), repeated),
-    )
+OUTCOME = "outcome"
+"""The criterion that asks whether the task was done at all; no dimension may be called that."""
+_FOLDER = Path(__file__).with_name("rubrics")
+_LEVELS = (1, 2, 3, 4, 5)
 
 
-def score(passed: bool | None, reward: float | None, found: tuple[Signal, ...]) -> int | None:
-    """Return 0-100, verifier first: failed at most 49, passed 50 + half the weighted rubric.
+def _all_levels(anchors: dict[int, str]) -> dict[int, str]:
+    missing = [str(level) for level in _LEVELS if not anchors.get(level, "").strip()]
+    if missing:
+        raise ValueError(f"no text for level {', '.join(missing)}; each of 1 to 5 needs one")
+    if beyond := sorted(anchors.keys() - set(_LEVELS)):
+        raise ValueError(f"level {beyond[0]} is none; there are 1 to 5")
+    return dict(sorted(anchors.items()))
 
-    None where nothing was verified: no number can stand in for a missing verdict.
+
+Anchors = Annotated[dict[int, str], AfterValidator(_all_levels)]
+"""Level 1-5 → what an attempt looks like that has earned it."""
+
+
+class Criterion(Contract):
+    """One question to a judge, and what each answer means."""
+
+    question: str = Field(min_length=1)
+    anchors: Anchors
+
+
+class DimensionSpec(Criterion):
+    """One side of an attempt, how much it counts, and what shows it."""
+
+    id: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    title: str = Field(min_length=1)
+    weight: float = Field(ge=0)
+    """Against the weights of the other dimensions."""
+    signals: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Deterministic signals that feed it, each with its share against the others."""
+    judge: float = Field(default=0.0, ge=0, le=1)
+    """Share of a judge's grade in this dimension, where there is one; signals have the rest."""
+
+    @field_validator("id")
+    @classmethod
+    def _not_taken(cls, value: str) -> str:
+        if value == OUTCOME:
+            raise ValueError(f"{OUTCOME!r} is the question whether the task was done")
+        return value
+
+    @field_validator("signals")
+    @classmethod
+    def _known(cls, value: dict[str, float]) -> dict[str, float]:
+        if unknown := sorted(value.keys() - set(SIGNALS)):
+            raise ValueError(f"unknown signal {unknown[0]!r}; known: {', '.join(SIGNALS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fed(self) -> DimensionSpec:
+        if not self.signals and not self.judge:
+            raise ValueError(f"nothing feeds {self.id!r}: it has neither signals nor a judge")
+        return self
+
+
+class Rubric(Contract):
+    """What the attempts of one scene are measured by."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.]{0,47}$")
+    version: int = Field(ge=1)
+    """Goes up with every change, so that scores tell by what they were made."""
+    scene: SceneName
+    outcome: Criterion
+    """Asked where no check can say whether the task was done."""
+    dimensions: tuple[DimensionSpec, ...] = Field(min_length=1)
+
+    @field_validator("dimensions")
+    @classmethod
+    def _consistent(cls, value: tuple[DimensionSpec, ...]) -> tuple[DimensionSpec, ...]:
+        for name, times in Counter(dimension.id for dimension in value).items():
+            if times > 1:
+                raise ValueError(f"{times} dimensions have the id {name!r}")
+        if not sum(dimension.weight for dimension in value) > 0:
+            raise ValueError("the weights add up to 0")
+        if not any(d.weight and ALWAYS & d.signals.keys() for d in value):
+            raise ValueError(
+                "a score may rest on nothing: one dimension with a weight must have one of the "
+                f"signals that every attempt has ({', '.join(sorted(ALWAYS))})"
+            )
+        return value
+
+    @property
+    def label(self) -> str:
+        """Name and version, as reviews and people cite it: `code-2`."""
+        return f"{self.name}-{self.version}"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of what it says, however the file is laid out."""
+        return digest(self.model_dump(mode="json"))
+
+
+def load(path: Path) -> Rubric:
+    """Read one rubric. Raises `ConfigurationError` naming file, field or line, and reason."""
+    try:
+        content = yaml.load(path.read_text("utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise ConfigurationError(f"rubric {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"rubric {path}: {_in_words(error)}") from None
+    except ValueError as error:  # not UTF-8, or a date that is none
+        raise ConfigurationError(f"rubric {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"rubric {path}: holds no fields")
+    try:
+        return Rubric.model_validate(content)
+    except ValidationError as error:
+        what = "; ".join(f"{field}: {reason}" for field, reason in explain(error))
+        raise ConfigurationError(f"rubric {path}: {what}") from None
+
+
+def rubric_for(scene: str, folder: Path | None = None) -> Rubric:
+    """Return the rubric of ``scene``: from ``folder`` if it has one, else the fleet's own.
+
+    A changed file is read again. Raises `ConfigurationError` as `load` does, and where the folder
+    is not there or a file is of another scene.
     """
-    if passed is None:
-        return None
-    total = sum(s.weight for s in found)
-    rubric = sum(s.weight * s.points for s in found) / total if total else 0.0
-    if passed:
-        return 50 + round(50 * rubric)
-    # Partly right beats wholly wrong, but no manners make up for a failed check.
-    return min(49, round(49 * (0.7 * (reward or 0.0) + 0.3 * rubric)))
+    scene = SceneName(scene).value
+    path = _FOLDER / f"{scene}.yaml"
+    if folder is not None:
+        if not folder.is_dir():
+            raise ConfigurationError(f"rubrics: {folder} is no folder")
+        own = folder / path.name
+        path = own if own.exists() else path
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise ConfigurationError(f"rubric {path}: {error.strerror}") from None
+    rubric = _as_of(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    if rubric.scene != scene:
+        raise ConfigurationError(f"rubric {path}: scene: is {rubric.scene.value}, not {scene}")
+    return rubric
 
 
-def _signal(name: str, value: float, points: float, steps: list[int]) -> Signal:
-    return Signal(
-        name=name, value=value, weight=_WEIGHTS[name], points=round(points, 4), steps=tuple(steps)
-    )
+def rubrics(folder: Path | None = None) -> dict[str, Rubric]:
+    """Return the rubrics of all scenes. Raises `ConfigurationError` as `rubric_for` does, and for
+    a file in ``folder`` that is named after no scene: nobody would ever read it.
+    """
+    found = {scene.value: rubric_for(scene.value, folder) for scene in SceneName}
+    if folder is not None:
+        for path in sorted(folder.iterdir()):
+            if path.suffix in (".yaml", ".yml") and path.name not in {f"{s}.yaml" for s in found}:
+                raise ConfigurationError(
+                    f"rubric {path}: is named after no scene; the names are "
+                    + ", ".join(f"{s}.yaml" for s in found)
+                )
+    return found
 
 
-def _share(part: int, whole: int, *, none: float = 0.0) -> float:
-    return part / whole if whole else none
+@lru_cache(maxsize=64)
+def _as_of(path: Path, _changed: int, _size: int, _inode: int) -> Rubric:
+    return load(path)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that is there twice: YAML would take the last and drop the others."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _in_words(error: yaml.YAMLError) -> str:
+    """Return the line and what is wrong there."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    return where + (getattr(error, "problem", None) or str(error).splitlines()[0])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from common.failures import FailureKind, FleetError
+from common.llm.telemetry import CallCounter
 from common.llm.types import CallRecord, ChatModel
 from common.metrics import Metrics
 from common.task import Assignment
@@ -23,9 +23,8 @@ class Policies:
     def __init__(self, models: list[ChatModel], *, deadline: float, metrics: Metrics) -> None:
         self._models = models
         self._deadline = deadline
-        self._metrics = metrics
+        self._count = CallCounter(metrics)
         self._unwell: dict[str, float] = {}
-        self._known: dict[tuple[int, tuple[str, ...]], Any] = {}
 
     def use(self, models: list[ChatModel]) -> None:
         self._models = models
@@ -58,23 +57,4 @@ class Policies:
             self._unwell[call.provider] = time.monotonic() + _REST
         elif call.error_type is None:
             self._unwell.pop(call.provider, None)
-        metrics, one = self._metrics, self._series
-        labels = ("chat", call.provider, call.model)
-        one(metrics.call_seconds, *labels, call.error_type or "").observe(call.seconds)
-        metrics.throttled.inc(call.throttled)
-        for fault in call.faults:
-            metrics.call_retries.labels(call.model, fault).inc()
-        if call.usage is not None:
-            tokens = metrics.call_tokens
-            one(tokens, *labels, "input").observe(call.usage.prompt_tokens)
-            one(tokens, *labels, "output").observe(call.usage.completion_tokens)
-            one(metrics.cost, call.model, call.account).inc(call.usage.cost_usd or 0.0)
-        if call.parse is not None:
-            one(metrics.parses, call.parse).inc()
-
-    def _series(self, metric: Any, *labels: str) -> Any:
-        """Return one time series: looking it up in the library costs as much as counting."""
-        key = (id(metric), labels)
-        if key not in self._known:
-            self._known[key] = metric.labels(*labels)
-        return self._known[key]
+        self._count(call)

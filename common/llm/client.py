@@ -7,6 +7,7 @@ to it, and a trajectory has one model.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,17 +50,18 @@ _USER_AGENT = f"trajectory-fleet/{__version__}"
 def connect(
     settings: Settings,
     *,
+    configs: Sequence[ProviderConfig] | None = None,
     observe: Observe | None = None,
     gate: Gate | None = None,
     watch: BudgetWatch | None = None,
 ) -> list[ChatModel]:
     """Return the models the settings configure, the one to use first; close each in the end.
 
-    They share one pool of connections. ``gate`` and ``watch``: the limits and budgets of the fleet
-    (see `OpenAIChat`). Raises `ConfigurationError` as `choose` does, and when the
-    embedded model is all there is but none is running.
+    They share one pool of connections. ``configs``: others than `choose` returns. ``gate`` and
+    ``watch``: the limits and budgets of the fleet (see `OpenAIChat`). Raises `ConfigurationError`
+    as `choose` does, and when the embedded model is all there is but none is running.
     """
-    configs = choose(settings)
+    configs = choose(settings) if configs is None else configs
     pool = Pool()
     models: list[ChatModel] = [
         OpenAIChat(one, pool=pool, observe=observe, gate=gate, watch=watch) for one in configs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,47 @@ def choose(settings: Settings) -> list[ProviderConfig]:
     owner = _owner(names, settings.llm_model)
     return [_configure(name, settings, settings.llm_model if name == owner else None)
             for name in names]  # fmt: skip
+
+
+def named(settings: Settings, names: str) -> list[ProviderConfig]:
+    """Return the models that ``names`` asks for, in its order and each once.
+
+    `off`: none. `auto`: those that `choose` returns. Else providers with commas between, each with
+    a model of its own where one follows a colon: `deepseek,openai:gpt-5-mini`. The embedded model
+    is there only if it is named. Raises `ConfigurationError` for what is unknown or lacks its key.
+    """
+    if names == "off":
+        return []
+    acting = choose(settings)
+    if names == "auto":
+        found = [one for one in acting if one.name != "embedded"]
+        if not found:
+            raise ConfigurationError(
+                "'auto' finds no model provider: set the key of one (say FLEET_DEEPSEEK_API_KEY), "
+                "or name the small embedded model: 'embedded'"
+            )
+        return found
+    models = {one.name: one.model for one in acting}
+    items = [item.strip() for item in names.split(",") if item.strip()]
+    if not items:
+        raise ConfigurationError(f"no model is named in {names!r}; write 'off', 'auto' or names")
+    configs = [_named(item, settings, models) for item in items]
+    return list({(one.name, one.model): one for one in configs}.values())
+
+
+def _named(item: str, settings: Settings, models: Mapping[str, str]) -> ProviderConfig:
+    """Return what one name stands for; ``models``: those that act, by provider."""
+    name, _, model = (part.strip() for part in item.partition(":"))
+    if name not in registry():
+        raise ConfigurationError(
+            f"no model provider {name!r} (in {item!r}); known: {', '.join(registry())}"
+        )
+    if name != "embedded" and not _is_configured(name, settings):
+        variable = "FLEET_LLM_BASE_URL" if name == "custom" else registry()[name].key_variable
+        raise ConfigurationError(f"the model {item!r} needs {variable}")
+    if not model:
+        model = models.get(name) or (settings.llm_model if name == "custom" else None) or ""
+    return _configure(name, settings, model or None)
 
 
 def _is_configured(name: str, settings: Settings) -> bool:

@@ -73,7 +73,10 @@ def test_the_row_says_where_it_comes_from() -> None:
         "revision": 2,
         "sample": 0,
         "scene": "code",
+        "first_try": False,
         "score": 93,
+        "accepted_by": "verifier",
+        "labels": [],
         "model": "some-model",
         "model_source": "api",
     }

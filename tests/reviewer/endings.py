@@ -18,7 +18,9 @@ from common.trajectory import (
     Trajectory,
     Verdict,
 )
-from reviewer.review import Reviewed, review
+from reviewer.policy import Policy
+from reviewer.review import Reviewed, Rules, Seen, review
+from reviewer.rubric import rubric_for
 from tests.exporters.attempts import attempt
 from tests.helpers import task
 
@@ -64,8 +66,13 @@ def judged(**fields: Any) -> Task:
     return task(**{"checks": [{"type": "stdout", "expected": "1"}], **fields})
 
 
-def of(trajectory: Trajectory) -> Reviewed:
-    return review(trajectory, reviewer="r", now=5.0)
+RULES = Rules(rubric_for("code"), Policy.load(), ask_people="never")
+"""What the reviewer may do alone."""
+
+
+def of(trajectory: Trajectory, rules: Rules = RULES, **seen: Any) -> Reviewed:
+    """What the reviewer says at once; ``seen``: fields of `Seen`."""
+    return review(trajectory, rules, Seen(**seen), reviewer="r", now=5.0)
 
 
 STEPS = st.lists(

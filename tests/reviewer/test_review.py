@@ -135,7 +135,7 @@ def test_the_decision_is_about_the_attempt_and_says_why() -> None:
     said = of(trajectory).review
     assert (said.task_id, said.attempt_id) == (trajectory.task_id, trajectory.attempt_id)
     assert (said.revision, said.sample, said.passed) == (1, 0, False)
-    assert (said.reviewer, said.reviewed_at, said.rubric) == ("r", 5.0, "deterministic-1")
+    assert (said.reviewer, said.reviewed_at, said.rubric) == ("r", 5.0, "code-2")
     assert said.reason.startswith("failed: c")
     assert of(ended(PASSED)).review.reason == "all checks passed; score 100 reaches 80"
 
@@ -161,31 +161,36 @@ def test_the_last_revision_is_not_followed_by_another(most: int) -> None:
     assert f"revision {most} was the last" in got.review.reason
 
 
-def past(*scores: int | None) -> tuple[RevisionScore, ...]:
+def past(*merits: tuple[float, float] | None) -> tuple[RevisionScore, ...]:
+    """Failed revisions by what the checks gave and the rubric came to; None: an older release's."""
     return tuple(
-        RevisionScore(revision=n, attempt_id=f"a{n}", score=score, passed=False)
-        for n, score in enumerate(scores, 1)
-    )
+        RevisionScore(
+            revision=n, attempt_id=f"a{n}", score=None, passed=False,
+            reward=merit and merit[0], rubric=merit and merit[1],
+        )
+        for n, merit in enumerate(merits, 1)
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("before", "iterates"),
     [
         ((), True),
-        ((15,), True),  # one revision without a gain is allowed
-        ((15, 15), False),
-        ((40, 20), False),
-        ((0, 15), True),
-        ((10, 0), True),
-        ((None, 0), True),
+        (((0.0, 1.0),), True),  # one revision without a gain is allowed
+        (((0.0, 1.0), (0.0, 1.0)), False),
+        (((0.8, 0.0), (0.4, 1.0)), False),  # the checks come before the rubric
+        (((0.0, 0.2), (0.0, 0.9)), True),  # equal for the checks, the rubric decides
+        (((0.2, 0.0), (0.0, 0.0)), False),
+        ((None, (0.0, 0.0)), True),
     ],
 )
-def test_two_revisions_without_a_gain_are_enough(before: tuple[int, ...], iterates: bool) -> None:
+def test_two_revisions_without_a_gain_are_enough(
+    before: tuple[tuple[float, float] | None, ...], iterates: bool
+) -> None:
     assignment = Assignment(
         task=judged(max_iterations=10), revision=len(before) + 1, history=past(*before)
     )
     got = of(ended(FAILED, assignment=assignment))
-    assert got.review.score == 15
     assert (got.review.decision == "iterate") is iterates
     if not iterates:
         assert "no gain in two revisions" in got.review.reason

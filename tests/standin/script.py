@@ -7,6 +7,10 @@ A script file maps task ids to entries; `*` is for every task not named:
                "faults": {"1": "429:0.2", "3": "cut"}},
      "*":     {"reference": {"actions": [...], "answer": "42"}}}
 
+An entry may have `variants`: the first one whose `if` is found in the chat, or is the model asked
+for, plays instead: `"variants": [{"if": "a sentence", "turns": [...]}]`. Requests that offer the
+tool `grade` or `propose` (a judge's, a proposer's) belong to the entries `@grade` and `@propose`.
+
 `reference` plays a task's known-good solution and finishes with its answer. Faults are keyed by
 the number of the request within its task, from 1; `*` is every request. See `faults.py`.
 """
@@ -49,6 +53,17 @@ class Entry:
 
     turns: tuple[Turn, ...]
     faults: dict[str, str] = field(default_factory=dict)
+    variants: tuple[tuple[str, tuple[Turn, ...]], ...] = ()
+
+    def turns_for(self, body: dict[str, Any]) -> tuple[Turn, ...]:
+        """Return what is played in the chat of this request."""
+        said = [m.get("content") for m in body.get("messages", ()) if isinstance(m, dict)]
+        for needle, turns in self.variants:
+            if body.get("model") == needle or any(
+                isinstance(content, str) and needle in content for content in said
+            ):
+                return turns
+        return self.turns
 
     def fault(self, request: int) -> str | None:
         return self.faults.get(str(request), self.faults.get("*"))
@@ -71,8 +86,11 @@ class Script:
         return self.entries.get(task, self.entries.get("*"))
 
 
-def task_of(headers: Any, messages: list[Any]) -> str:
+def task_of(headers: Any, messages: list[Any], tools: list[Any]) -> str:
     """Return the task a request belongs to: by header, else by a `[[task:…]]` in the chat."""
+    for tool in tools:
+        if (name := tool["function"]["name"]) in ("grade", "propose"):
+            return f"@{name}"
     if named := headers.get("x-fleet-task"):
         return str(named)
     for message in messages:
@@ -83,7 +101,7 @@ def task_of(headers: Any, messages: list[Any]) -> str:
 
 
 def _entry(raw: dict[str, Any]) -> Entry:
-    unknown = set(raw) - {"turns", "faults", "reference"}
+    unknown = set(raw) - {"turns", "faults", "reference", "variants"}
     if unknown:
         raise ValueError(f"unknown keys in a script entry: {sorted(unknown)}")
     if "reference" in raw:
@@ -93,7 +111,11 @@ def _entry(raw: dict[str, Any]) -> Entry:
         turns = [Turn(**action) for action in (*actions, finish)]
     else:
         turns = [Turn(**_tupled(turn)) for turn in raw["turns"]]
-    return Entry(tuple(turns), raw.get("faults", {}))
+    variants = tuple(
+        (variant["if"], tuple(Turn(**_tupled(turn)) for turn in variant["turns"]))
+        for variant in raw.get("variants", ())
+    )
+    return Entry(tuple(turns), raw.get("faults", {}), variants)
 
 
 def _tupled(turn: dict[str, Any]) -> dict[str, Any]:

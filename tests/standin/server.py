@@ -107,7 +107,7 @@ class Standin:
 
     def _note(self, request: web.Request, body: dict[str, Any]) -> Entry:
         messages = body.get("messages", [])
-        task = task_of(request.headers, messages)
+        task = task_of(request.headers, messages, body.get("tools") or [])
         self._requests[task] += 1
         entry = Entry(
             task=task,
@@ -125,11 +125,12 @@ class Standin:
         known = self.script[entry.task]
         if known is None:
             return _refuse(f"the stand-in has no script for task {entry.task!r}")
-        if lost := _lost_signature(entry.body, known.turns):
+        turns = known.turns_for(entry.body)
+        if lost := _lost_signature(entry.body, turns):
             return _refuse(f"the thought signature of {lost} was not echoed")
         entry.fault = known.fault(entry.number)
-        if entry.turn < len(known.turns):
-            turn = known.turns[entry.turn]
+        if entry.turn < len(turns):
+            turn = turns[entry.turn]
         elif entry.fault is not None:
             turn = Turn(text="")
         else:

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
+from common.approvals import Wait
 from common.failures import LeaseLost
 from common.queue.committer import Cancelled, Committer, Dead, Decision, Done, Outcome, Retry
 from common.queue.keys import REVIEWERS, WORKERS
@@ -17,6 +18,7 @@ from common.task import Assignment
 from tests.common.queue.model import Unit
 from tests.common.queue.time_and_people import TimeAndPeople
 from tests.common.queue.watched_scene import CONSUMERS, IDS, picks
+from tests.common.waiting import yellow
 from tests.helpers import task
 
 MAX_RETRIES = 2
@@ -276,7 +278,9 @@ class Scene(TimeAndPeople):
         which=st.lists(
             st.tuples(
                 picks,
-                st.sampled_from(("accepted", "rejected", "human", "iterate", "iterate")),
+                st.sampled_from(
+                    ("accepted", "rejected", "human", "iterate", "iterate", "waiting", "waiting")
+                ),
                 st.sampled_from(("passed", "failed", "unverified")),
                 st.sampled_from((None, 10, 90)),
             ),
@@ -288,7 +292,8 @@ class Scene(TimeAndPeople):
         for n, decision, verdict, score in which:
             [lease] = self._pick("review", [n])
             following = self._next(lease) if decision == "iterate" else None
-            chosen.append((lease, Decision(verdict, decision, score, b"{}", following)))  # type: ignore[arg-type]
+            wait = self._asked(lease) if decision == "waiting" else None
+            chosen.append((lease, Decision(verdict, decision, score, b"{}", following, wait)))  # type: ignore[arg-type]
         self._commit("review", chosen)
 
     @precondition(lambda self: self.model.at("work", "queued") and not self.model.paused)
@@ -301,12 +306,20 @@ class Scene(TimeAndPeople):
         self._commit("work", [(lease, OUTCOMES[verb]) for lease in believed[-16:]])
 
     @precondition(lambda self: self.model.at("review", "queued"))
-    @rule(name=consumers, decision=st.sampled_from(("accepted", "rejected", "human")))
+    @rule(
+        name=consumers,
+        decision=st.sampled_from(
+            ("accepted", "rejected", "human", "waiting", "waiting", "waiting")
+        ),
+    )
     def a_batch_is_reviewed(self, name: str, decision: Any) -> None:
         before = len(self.given["review"])
         self._take(name, "review", 6)
-        taken = self.given["review"][before:]
-        self._commit("review", [(x, Decision("passed", decision, 50, b"{}")) for x in taken])
+        chosen: list[tuple[Lease, Outcome]] = []
+        for lease in self.given["review"][before:]:
+            wait = self._asked(lease) if decision == "waiting" else None
+            chosen.append((lease, Decision("passed", decision, 50, b"{}", wait=wait)))
+        self._commit("review", chosen)
 
     def _next(self, lease: Lease) -> Assignment:
         revision, _, sample = lease.unit.partition("-s")
@@ -314,6 +327,11 @@ class Scene(TimeAndPeople):
             task=task(lease.task_id, priority=PRIORITIES[len(self.given["review"]) % 3]),
             revision=int(revision[1:]) + 1, sample=int(sample),
         )  # fmt: skip
+
+    def _asked(self, lease: Lease) -> Wait:
+        following = self._next(lease)
+        before = following.model_copy(update={"revision": following.revision - 1})
+        return yellow(before, lease.attempt_id)
 
     def _commit(self, stage: str, chosen: list[tuple[Lease, Outcome]]) -> None:
         async def all_at_once(name: str) -> None:
@@ -350,7 +368,9 @@ class Scene(TimeAndPeople):
                 self.model.bury(unit)
             case Cancelled():
                 self.model.cancelled(unit)
-            case Decision(verdict, decision, score, _, following):
+            case Decision(verdict, decision, score, _, following, wait):
                 self.model.settle(unit, verdict, decision, score)
                 if following is not None:
                     self.model.iterate(unit, following)
+                if wait is not None:
+                    self.model.wait(unit, wait.approvals[0].approval_id)

@@ -12,7 +12,7 @@ from typing import Literal
 from common.queue.scene_queue import Lease
 from common.task import Assignment
 
-Where = Literal["queued", "leased", "released", "delayed", "dead", "ended"]
+Where = Literal["queued", "leased", "released", "delayed", "held", "waiting", "dead", "ended"]
 _ENDS = ("accepted", "human", "rejected", "cancelled", "dead")
 """The state of an ended task is the first of these that one of its units ended with."""
 
@@ -38,12 +38,18 @@ class Unit:
     committed: int = 0
     last: dict[str, str] = field(default_factory=dict)
     """By stage: the attempt id that committed last; repeating that call is answered kindly."""
+    approval: str = ""
+    """What people decide on, while ``waiting``."""
     outcome: str = "queued"
     """What the ledger says about it."""
 
     @property
     def stream(self) -> int:
         return self.lane if self.stage == "work" else 0
+
+    @property
+    def first(self) -> bool:
+        return self.name.startswith("r1-")
 
 
 @dataclass(eq=False)
@@ -53,6 +59,8 @@ class Ledger:
     task_id: str
     units: dict[str, Unit] = field(default_factory=dict)
     open: int = 0
+    first: int | None = None
+    """Of several samples, first tries that have not ended; None once all have."""
     state: str = "open"
     ends: Counter[str] = field(default_factory=Counter)
     score: int = -1
@@ -97,6 +105,7 @@ class Model:
                 again.append(index)
                 continue
             row = self.rows[task.task_id] = Ledger(task.task_id, open=len(samples))
+            row.first = len(samples) if len(samples) > 1 else None
             self.counters["tasks"] += 1
             for assignment in samples:
                 self._add(row, assignment)
@@ -157,6 +166,23 @@ class Model:
         unit.committed += 1
         unit.stage, unit.where, unit.outcome = "review", "queued", "review"
         self.counters["committed"] += 1
+        if unit.first and unit.row.first is not None:
+            unit.where = "held"
+            self.counters["held"] += 1
+        self._leave_group(unit)
+
+    def _leave_group(self, unit: Unit) -> None:
+        """A first try has ended; with the last of a task's, all that were held go to review."""
+        row = unit.row
+        if not unit.first or row.first is None:
+            return
+        row.first -= 1
+        if row.first == 0:
+            row.first = None
+            for other in row.units.values():
+                if other.where == "held":
+                    other.where = "queued"
+                    self.counters["held"] -= 1
 
     def retry(self, unit: Unit, kind: str, most: int) -> None:
         if unit.row.cancelled:
@@ -172,6 +198,7 @@ class Model:
     def cancelled(self, unit: Unit) -> None:
         """Its task was cancelled before it could commit."""
         self.counters["cancelled"] += 1
+        self._leave_group(unit)
         unit.where, unit.deliveries, unit.silent, unit.lease = "ended", 0, False, None
         self.end(unit, "cancelled")
 
@@ -179,9 +206,15 @@ class Model:
         unit.where, unit.outcome = "queued", "queued"
 
     def settle(self, unit: Unit, verdict: str, decision: str, score: int | None) -> None:
-        self.counters.update(("reviewed", verdict, decision))
+        self.counters.update(("reviewed", verdict))
+        if unit.first and verdict != "unverified":
+            self.counters[f"{verdict}_first"] += 1
+        if decision == "accepted":
+            self.counters["accepted_first" if unit.first else "accepted_retried"] += 1
+        if decision != "waiting":
+            self.counters[decision] += 1
         unit.row.score = max(unit.row.score, -1 if score is None else score)
-        if decision != "iterate":
+        if decision not in ("iterate", "waiting"):
             self.end(unit, decision)
 
     def iterate(self, unit: Unit, following: Assignment) -> None:
@@ -191,8 +224,28 @@ class Model:
         unit.outcome = "iterated"
         self._add(unit.row, following)
 
+    def wait(self, unit: Unit, approval: str) -> None:
+        if unit.row.cancelled:
+            self.end(unit, "cancelled")
+            return
+        unit.where, unit.outcome, unit.approval = "waiting", "waiting", approval
+        self.counters["waiting"] += 1
+
+    def decided(self, unit: Unit, following: Assignment | None) -> None:
+        """People let it go on, or ended it."""
+        self.counters["waiting"] -= 1
+        unit.where = "ended"
+        self.counters["iterate" if following is not None else "rejected"] += 1
+        if following is None:
+            self.end(unit, "rejected")
+        else:
+            unit.outcome = "iterated"
+            self._add(unit.row, following)
+
     def bury(self, unit: Unit) -> None:
         self.counters.update(("dead", f"dead_{unit.stage}"))
+        if unit.stage == "work":
+            self._leave_group(unit)
         unit.where, unit.deliveries, unit.silent, unit.lease = "dead", 0, False, None
         self.end(unit, "dead")
 
@@ -220,9 +273,14 @@ class Model:
             for u in row.units.values()
             if u.stage == "work" and u.where in ("queued", "released", "delayed")
         ]
+        asked = [u for u in row.units.values() if u.where == "waiting"]
         for unit in waiting:
             self.cancelled(unit)
-        return ("stopping" if row.state == "open" else "cancelled"), len(waiting)
+        for unit in asked:
+            self.counters["waiting"] -= 1
+            unit.where = "ended"
+            self.end(unit, "cancelled")
+        return ("stopping" if row.state == "open" else "cancelled"), len(waiting) + len(asked)
 
     def revive(self, entry: str) -> bool:
         """A dead letter runs again, unless its task id has begun another life since."""
@@ -244,6 +302,8 @@ class Model:
         unit.row = row
         row.units[unit.name] = unit
         row.state, row.open = "open", row.open + 1
+        if row.first is not None and unit.first and unit.stage == "work":
+            row.first += 1
         unit.retries.clear()
         unit.where = "queued"
         unit.outcome = "queued" if unit.stage == "work" else "review"

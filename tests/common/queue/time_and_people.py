@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
+from common.approvals import Word
 from common.queue.control import Who
+from common.waits import Waits
 from tests.common.queue.watched_scene import IDS, WatchedScene, delayed_unit, picks, rarely
+from tests.common.waiting import EXPIRES
 
 ME = Who("tests", "why not")
 
@@ -57,6 +62,25 @@ class TimeAndPeople(WatchedScene):
             return
         reply = self.run(self.control.cancel(task_id, ME))
         assert (reply.outcome, reply.units) == self.model.cancel(task_id)
+
+    @precondition(lambda self: self.model.at("review", "waiting"))
+    @rule(pick=picks, says=st.sampled_from(("choose", "choose", "reject", "nothing")))
+    def people_decide(self, pick: int, says: Any) -> None:
+        waiting = self.model.at("review", "waiting")
+        unit = waiting[pick % len(waiting)]
+        waits = Waits(self.server, "code")
+        if says == "nothing":
+            ended = {(w.task_id, w.unit) for w in self.run(waits.expire(EXPIRES))}
+            assert ended == {(u.row.task_id, u.name) for u in waiting}
+            for one in waiting:
+                self.model.decided(one, None)
+            return
+        word = Word(by="ann", at=0.0, said=says, value=["Try harder."])
+        got = self.run(waits.decide(unit.approval, word))
+        assert got.outcome == "decided"
+        assert (got.next is not None) == (says == "choose")
+        self.model.decided(unit, got.next)
+        assert self.run(waits.decide(unit.approval, word)).outcome == "already"
 
     @rule(really=rarely)
     def pause_or_resume(self, really: int) -> None:

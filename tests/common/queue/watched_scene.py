@@ -21,7 +21,8 @@ COUNTED = (
     "dead_review", "lost",
     "reclaimed", "released", "reviewed", "passed", "failed", "unverified", "accepted", "rejected",
     "human", "iterate", "tasks_accepted", "tasks_rejected", "tasks_human", "tasks_dead",
-    "tasks_cancelled",
+    "tasks_cancelled", "held", "waiting", "passed_first", "failed_first", "accepted_first",
+    "accepted_retried",
 )  # fmt: skip
 
 rarely = st.sampled_from((1, 2, 3, 4, 5, 0))
@@ -88,6 +89,9 @@ class WatchedScene(RuleBasedStateMachine):
             assert _pending(seen["pending"][index]) == held, stream
         delayed = sorted(delayed_unit(member) for member in seen["delayed"])
         assert delayed == sorted((u.row.task_id, u.name) for u in self.model.at("work", "delayed"))
+        asked = sorted(member.decode() for member in seen["waits"])
+        waiting = self.model.at("review", "waiting")
+        assert asked == sorted(f"{u.name}|{u.row.task_id}" for u in waiting)
         counts = seen["counts"]
         assert counts.unaccounted == 0
         got = {name: counts[name] for name in COUNTED}
@@ -122,6 +126,9 @@ class WatchedScene(RuleBasedStateMachine):
                 continue
             assert found[b"st"].decode() == row.state
             assert int(found.get(b"score", -1)) == row.score
+            assert int(found.get(b"first", 0)) == (row.first or 0)
+            held = {b"e:" + n.encode() for n, u in row.units.items() if u.where == "held"}
+            assert {field for field in found if field.startswith(b"e:")} == held
             for name, unit in row.units.items():
                 said = found.get(b"u:" + name.encode(), b"queued").decode()
                 assert said == unit.outcome, name
@@ -136,10 +143,11 @@ class WatchedScene(RuleBasedStateMachine):
                 pipe.xpending_range(stream, group, "-", "+", 1000)
             pipe.zrange(self.keys.delayed, 0, -1)
             pipe.xrange(self.keys.dead)
+            pipe.zrange(self.keys.waits, 0, -1)
             row = await pipe.execute(raise_on_error=False)
         return {
             **dict(zip(("events", "hi", "mid", "lo"), row[:4], strict=True)),
-            "pending": row[4:8], "delayed": row[8], "dead": row[9],
+            "pending": row[4:8], "delayed": row[8], "dead": row[9], "waits": row[10],
             "counts": await self.queue.counts(),
         }  # fmt: skip
 

@@ -1,0 +1,134 @@
+"""Scores: the verifier decides which half of the scale, the rubric where in it.
+
+Failed: at most 49. Passed: 50 and half the rubric. Nothing verified: no score at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from common.review import Dimension, JudgeReport, Signal
+from common.trajectory import Trajectory, Verdict
+from reviewer.rubric import DimensionSpec, Rubric
+from reviewer.signals import Sibling, measure
+
+_AGREE = 1.0
+"""Levels that votes, and judges, may be apart; beyond, they have no grade but a disagreement."""
+_LEVEL = 4.0
+"""From the worst of five levels to the best."""
+_PARTLY_RIGHT = 0.7
+"""Of a failed attempt's score: partly right beats wholly wrong, and no manners make up for it."""
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What one attempt comes to by one rubric."""
+
+    signals: tuple[Signal, ...]
+    """All that were measured; a weight of 0: this rubric does not use it."""
+    dimensions: tuple[Dimension, ...]
+    rubric: float | None
+    """0-1; null: nothing in the rubric could be said."""
+    score: int | None
+    """0-100; null where nothing was verified, or nothing in the rubric could be said."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One dimension, measured."""
+
+    spec: DimensionSpec
+    shares: dict[str, float]
+    """Of each signal that is there, in what the signals of this dimension say; they sum to 1."""
+    signals: float | None
+    grade: float | None
+    by_judge: float
+    """Share of the grade in the points."""
+
+    @property
+    def points(self) -> float | None:
+        if self.grade is None:
+            return self.signals
+        return self.by_judge * (self.grade - 1) / _LEVEL + (1 - self.by_judge) * (
+            self.signals or 0.0
+        )
+
+
+def assess(
+    trajectory: Trajectory,
+    rubric: Rubric,
+    *,
+    siblings: Sequence[Sibling] = (),
+    report: JudgeReport | None = None,
+) -> Assessment:
+    """Measure one attempt by ``rubric``; ``report`` is what judges said, if they were asked.
+
+    A judge ranks what the checks let through: what it says of a failed attempt counts for nothing.
+    """
+    found = measure(trajectory, siblings)
+    if trajectory.verdict.passed is False:
+        report = None
+    parts = [_part(spec, found, report) for spec in rubric.dimensions]
+    whole = sum(part.spec.weight for part in parts if part.points is not None)
+    weights = dict.fromkeys(found, 0.0)
+    total = 0.0
+    for part in parts:
+        if part.points is None or not whole:
+            continue
+        share = part.spec.weight / whole
+        total += share * part.points
+        for name, of_signals in part.shares.items():
+            weights[name] += share * (1 - part.by_judge) * of_signals
+    points = min(total, 1.0) if whole else None
+    return Assessment(
+        signals=tuple(s.model_copy(update={"weight": weights[n]}) for n, s in found.items()),
+        dimensions=tuple(_dimension(part) for part in parts),
+        rubric=points,
+        score=_score(trajectory.verdict, points),
+    )
+
+
+def _part(spec: DimensionSpec, found: Mapping[str, Signal], report: JudgeReport | None) -> _Part:
+    there = {name: share for name, share in spec.signals.items() if name in found}
+    whole = sum(there.values())
+    shares = {name: share / whole for name, share in there.items()}
+    signals = sum(share * found[n].points for n, share in shares.items()) if shares else None
+    grade = _grade(spec.id, report) if spec.judge and report is not None else None
+    by_judge = 0.0 if grade is None else spec.judge if shares else 1.0
+    return _Part(spec, shares, signals, grade, by_judge)
+
+
+def _grade(criterion: str, report: JudgeReport) -> float | None:
+    """Return what the judges agree on, 1-5; None where they said nothing or disagree."""
+    grades = list(_grades(criterion, report))
+    if not grades or max(grades) - min(grades) > _AGREE:
+        return None
+    return median(grades)
+
+
+def _grades(criterion: str, report: JudgeReport) -> Iterator[float]:
+    for judgement in report.of(criterion):
+        if judgement.median is not None and (judgement.spread or 0.0) <= _AGREE:
+            yield judgement.median
+
+
+def _dimension(part: _Part) -> Dimension:
+    points, signals = part.points, part.signals
+    return Dimension(
+        id=part.spec.id,
+        weight=part.spec.weight,
+        points=None if points is None else round(min(points, 1.0), 4),
+        signals=None if signals is None else round(min(signals, 1.0), 4),
+        judge=part.grade,
+    )
+
+
+def _score(verdict: Verdict, rubric: float | None) -> int | None:
+    if verdict.passed is None:
+        return None
+    if verdict.passed:
+        return None if rubric is None else 50 + round(50 * rubric)
+    partly = _PARTLY_RIGHT * (verdict.reward or 0.0) + (1 - _PARTLY_RIGHT) * (rubric or 0.0)
+    return min(49, round(49 * partly))

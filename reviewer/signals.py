@@ -1,0 +1,131 @@
+"""Signals: what the steps of an attempt show without anybody's opinion, with the steps as evidence.
+
+Points are 1 for the best and 0 for the worst. What an attempt gives no occasion to measure is
+absent: an attempt in which nothing failed shows nothing about recovering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from common.review import Signal
+from common.trajectory import Trajectory
+from reviewer.grounding import grounded
+
+ALWAYS = frozenset({"wasted_steps", "malformed", "repetition"})
+"""Signals that every attempt has: they count faults, and to have none is a fact too."""
+
+
+@dataclass(frozen=True)
+class Sibling:
+    """Another attempt at the same task."""
+
+    attempt_id: str
+    passed: bool | None
+    steps: int
+
+
+def measure(trajectory: Trajectory, siblings: Sequence[Sibling] = ()) -> dict[str, Signal]:
+    """Return each signal that this attempt has, by name."""
+    found = (measured(trajectory, siblings) for measured in _MEASURES.values())
+    return {signal.name: signal for signal in found if signal is not None}
+
+
+def _wasted_steps(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal:
+    """Steps that failed."""
+    failed = [step.step_id for step in trajectory.steps if not step.success]
+    return _faults("wasted_steps", len(failed), len(trajectory.steps), failed)
+
+
+def _malformed(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal:
+    """Answers that could not be read as a tool call."""
+    bad = trajectory.malformed_answers
+    return _faults("malformed", bad, len(trajectory.steps) + bad)
+
+
+def _repetition(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal:
+    """Calls made again although nothing new had happened since the same call before.
+
+    New is what succeeds with a result that this call has not had yet: a test run again after an
+    edit, or one more page of a list, repeats nothing; two calls in turn, over and over, do.
+    """
+    made: dict[tuple[str, object], int] = {}
+    results: set[object] = set()
+    repeated, news = [], -1
+    for index, step in enumerate(trajectory.steps):
+        call = (step.action.tool, _frozen(step.action.arguments))
+        result = (call, step.observation)
+        before = made.get(call)
+        if step.success and result not in results:
+            news = index
+        elif before is not None and news <= before:
+            repeated.append(step.step_id)
+        results.add(result)
+        made[call] = index
+    return _faults("repetition", len(repeated), len(trajectory.steps), repeated)
+
+
+def _recovery(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal | None:
+    """Failed steps after which the same tool succeeded."""
+    failed, recovered, succeed_later = [], 0, set()
+    for step in reversed(trajectory.steps):
+        if step.success:
+            succeed_later.add(step.action.tool)
+        else:
+            failed.append(step.step_id)
+            recovered += step.action.tool in succeed_later
+    if not failed:
+        return None
+    return _signal("recovery", recovered, recovered / len(failed), reversed(failed))
+
+
+def _grounding(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal | None:
+    """Values in arguments that come from something the agent was given, saw or wrote."""
+    found = grounded(trajectory)
+    return _signal("grounding", round(found[0], 4), found[0], found[1]) if found else None
+
+
+def _efficiency(trajectory: Trajectory, siblings: Sequence[Sibling]) -> Signal | None:
+    """Steps, against the fewest of the attempts at this task that passed."""
+    others = [
+        sibling.steps
+        for sibling in siblings
+        if sibling.passed and sibling.attempt_id != trajectory.attempt_id
+    ]
+    if not (trajectory.verdict.passed and others):
+        return None
+    own = len(trajectory.steps)
+    fewest = min(*others, own)
+    return _signal("efficiency", fewest, max(fewest, 1) / max(own, 1))
+
+
+_MEASURES: dict[str, Callable[[Trajectory, Sequence[Sibling]], Signal | None]] = {
+    "wasted_steps": _wasted_steps,
+    "malformed": _malformed,
+    "repetition": _repetition,
+    "recovery": _recovery,
+    "grounding": _grounding,
+    "efficiency": _efficiency,
+}
+SIGNALS = tuple(_MEASURES)
+"""All there are, by the names that rubrics use."""
+
+
+def _faults(name: str, faults: int, of: int, steps: Iterable[int] = ()) -> Signal:
+    return _signal(name, faults, 1 - faults / of if of else 1.0, steps)
+
+
+def _signal(name: str, value: float, points: float, steps: Iterable[int] = ()) -> Signal:
+    return Signal(name=name, value=value, points=round(points, 4), steps=tuple(steps))
+
+
+def _frozen(value: JsonValue) -> object:
+    """Return something hashable, equal for equal JSON whatever the order of its keys."""
+    if isinstance(value, dict):
+        return frozenset((key, _frozen(inner)) for key, inner in value.items())
+    if isinstance(value, list):
+        return tuple(_frozen(inner) for inner in value)
+    return value

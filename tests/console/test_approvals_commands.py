@@ -1,0 +1,279 @@
+"""`fleet approvals` as a person types it: what is shown, what is decided, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from typer.testing import CliRunner
+
+from common.approvals import Wait
+from common.audit import read
+from common.queue.connection import Server
+from common.queue.embedded import EmbeddedServer
+from common.queue.keys import Keys
+from common.store import Store
+from common.task import Assignment, RevisionScore
+from fleet import approvals, context
+from fleet.approvals import approvals_app
+from fleet.context import Who
+from tests.common.waiting import a_wait, approval, green, put, yellow
+from tests.e2e.fleet import process, wait_until
+from tests.exporters.attempts import attempt
+from tests.helpers import entries_of, task
+
+
+class Person:
+    """Somebody at a terminal."""
+
+    def __init__(self, output: Path, url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self._env: dict[str, str | None] = {k: None for k in os.environ if k.startswith("FLEET_")}
+        self._env |= {"FLEET_OUTPUT": str(output), "FLEET_REDIS_URL": url}
+
+    def __call__(self, *args: Any, by: str = "ana@desk", code: int = 0) -> str:
+        """Run a command that ends with ``code``; returns all it said."""
+        self._patch.setattr(approvals, "who", lambda why="": Who(by, why))
+        done = CliRunner().invoke(approvals_app, [str(a) for a in args], env=self._env)
+        assert done.exit_code == code, (args, done.output, done.exception)
+        return done.output
+
+    def json(self, *args: Any) -> Any:
+        return json.loads(self(*args, "--json"))
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables without line breaks."""
+    for console in (context.out, context.err):
+        monkeypatch.setattr(console, "_width", 250)
+
+
+@pytest.fixture
+def empty(valkey: EmbeddedServer) -> Iterator[str]:
+    """The address of an empty server."""
+
+    async def flush() -> None:
+        server = Server(valkey.url)
+        await server.client.flushall()
+        await server.close()
+
+    asyncio.run(flush())
+    yield valkey.url
+
+
+@pytest.fixture
+def person(empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Person:
+    return Person(tmp_path, empty, monkeypatch)
+
+
+def waiting(url: str, *waits: Wait) -> None:
+    async def work() -> None:
+        server = Server(url)
+        await put(server, *waits)
+        await server.close()
+
+    asyncio.run(work())
+
+
+def queued(url: str) -> list[dict[str, str]]:
+    async def work() -> list[dict[str, str]]:
+        server = Server(url)
+        found = [e for lane in Keys("code").lanes for e in await entries_of(server, lane)]
+        await server.close()
+        return found
+
+    return asyncio.run(work())
+
+
+def before(task_id: str = "t") -> Assignment:
+    return Assignment(task=task(task_id))
+
+
+def red(approval_id: str, people: int = 1) -> Any:
+    return approval(approval_id, "task.timeout", 600.0, before=300.0, people=people)
+
+
+def worded(approval_id: str = "words1") -> Wait:
+    return a_wait(before("words"), approval(
+        approval_id, "task.description", "Print 1!", before="Print 1.", level="yellow",
+        editable=True, options=("Print 1!", "Print 1."),
+    ))  # fmt: skip
+
+
+def test_what_waits_is_listed_by_what_expires_first(person: Person, empty: str) -> None:
+    assert "nothing waits" in person("list")
+    soon = yellow(before("b"), "yel1").model_copy(
+        update={"expires_at": time.time() + 7200.5, "asked_at": time.time() - 180}
+    )
+    waiting(empty, a_wait(before("a"), red("red1", people=2)), soon)
+    said = person("list")
+    assert said.index("yel1") < said.index("red1")
+    assert "300.0 → 600.0" in said and "0 of 2" in said
+    assert "3m ago" in said and "in 2h" in said
+    assert "red1" not in person("list", "--level", "yellow")
+    assert [item["approval_id"] for item in person.json("list", "--level", "red")] == ["red1"]
+    assert person.json("list", "--scene", "web") == []
+
+
+def test_one_is_shown_with_all_it_takes_to_decide(
+    person: Person, empty: str, tmp_path: Path
+) -> None:
+    ran = attempt(task_id="words", attempt_id="r1-s0-1-0-d1-a")
+    Store(tmp_path).write_attempt(ran)
+    wait = worded()
+    asked = wait.approvals[0]
+    asked = asked.model_copy(update={"proposal": asked.proposal.model_copy(
+        update={"evidence": (1, 9), "reason": "too short \x1b[31m"}
+    )})  # fmt: skip
+    came_to = RevisionScore(revision=1, attempt_id=ran.attempt_id, score=17, passed=False)
+    waiting(empty, wait.model_copy(update={
+        "approvals": (asked, red("red1")), "history": (came_to,), "greens": (green(wait.before),),
+    }))  # fmt: skip
+    said = person("show", "wor")
+    for part in (
+        "words1", "too short", "-Print 1.", "+Print 1!", "option 1, as proposed",
+        "option 2, as it is now", "impact: more", "step 1 · run_python · ok", "print(1)",
+        "step 9: there is none", "17", "temperature", "red1 (task.timeout)",
+        "fleet approvals choose words1 --option N", "--edit",
+    ):  # fmt: skip
+        assert part in said, part
+    assert "\x1b[31m" not in said
+    assert person.json("show", "words1")["diff"] == ["@@ -1 +1 @@", "-Print 1.", "+Print 1!"]
+
+
+def test_two_people_approve_and_the_next_revision_is_queued(
+    person: Person, empty: str, tmp_path: Path
+) -> None:
+    waiting(empty, a_wait(before(), red("red1", people=2)))
+    assert "1 more person must approve" in person("approve", "red", "--why", "small")
+    assert "already" in person("approve", "red1")
+    assert "1 of 2 people have approved" in person("show", "red1")
+    said = person("approve", "red1", by="ben@desk")
+    assert "revision 2 is queued" in said
+    assert "no worker is running: start `fleet up` again" in said
+    assert "already" in person("approve", "red", by="ben@desk")
+    refused = person("reject", "red1", by="cho@desk", code=1)
+    assert "approved by ana@desk and ben@desk at" in refused
+    (entry,) = queued(empty)
+    change = json.loads(entry["p"])["changes"][0]
+    assert (change["to"], change["by"]) == (600.0, ["ana@desk", "ben@desk"])
+
+    lines = [line for line in read(tmp_path) if line.get("approval_id") == "red1"]
+    assert [line["via"] for line in lines if line["decision"] == "asked"] == ["cli"] * 5
+    assert [line["by"] for line in lines if "entry" in line] == ["ana@desk", "ben@desk"]
+    assert "approved" in person("list", "--all")
+    assert [line["state"] for line in person.json("list", "--all")] == ["approved"]
+
+
+def test_a_yellow_one_is_chosen_edited_or_kept(person: Person, empty: str, tmp_path: Path) -> None:
+    words, hints = worded(), yellow(before("hints"), "hints1")
+    waiting(empty, words, hints, yellow(before("more"), "more1"), yellow(before("kept"), "kept1"))
+    for wrong in ((), ("--keep", "--option", 1)):
+        assert "say which" in person("choose", "words1", *wrong, code=2)
+    assert "no option 9: it has 2" in person("choose", "words1", "--option", 9, code=1)
+    assert "choose or reject" in person("approve", "words1", code=1)
+    assert "is no text: write JSON" in person("choose", "more1", "--edit", "Try", code=1)
+    assert "none of its options" in person("choose", "more1", "--edit", '["Try"]', code=1)
+    assert "description" in person("choose", "words1", "--edit", "\0", code=1)
+    assert queued(empty) == []
+
+    text = tmp_path / "text"
+    text.write_text("Print 1,\nand nothing else.\n")
+    assert "revision 2" in person("choose", "words1", "--edit-file", text)
+    assert "revision 2" in person("choose", "hints1", "--option", 2)
+    assert "rejected" in person("choose", "kept1", "--keep")
+    assert "rejected" in person("reject", "more1")
+    payloads = [json.loads(entry["p"]) for entry in queued(empty)]
+    assert payloads[0]["task"]["description"] == "Print 1,\nand nothing else."
+    assert payloads[1]["hints"] == ["Read it again."]
+    assert len(payloads) == 2
+
+
+def test_ids_that_name_none_or_several_decide_nothing(person: Person, empty: str) -> None:
+    waiting(empty, a_wait(before("a"), red("abc1"), red("abd2")))
+    assert "abc1, abd2" in person("reject", "ab", code=1)
+    for name in ("x", "", "*", "../abc1", "abc1\n", "abc1\udcff"):
+        assert "no approval" in person("reject", name, code=1)
+    assert "UTF-8" in person("reject", "abc1", "--why", "\udcff", code=1)
+    assert "waits for 1 more: abd2" in person("approve", "abc")
+
+
+def test_what_is_decided_after_the_fleet_has_ended_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / ".fleet"
+    left = EmbeddedServer(state / "valkey")
+    left.start()
+    waiting(left.url, a_wait(before(), red("red1")))
+    left.stop()
+    (state / "server.json").write_text(json.dumps({"url": left.url, "pid": 1}))  # it was killed
+
+    person = Person(tmp_path, None, monkeypatch)
+    assert "red1" in person("list")
+    said = person("approve", "red1")
+    assert "revision 2 is queued" in said and "start `fleet up` again" in said
+    again = EmbeddedServer(state / "valkey")
+    again.start()
+    assert [entry["u"] for entry in queued(again.url)] == ["r2-s0"]
+    again.stop()
+
+
+def test_a_server_somebody_else_has_is_asked_or_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "_PATIENCE", 0.2)
+    person = Person(tmp_path, None, monkeypatch)
+    assert "no `fleet up` is running" in person("list", code=1)
+    state = tmp_path / ".fleet"
+    (state / "valkey").mkdir(parents=True)
+    with ExitStack() as ended, (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "try again in a moment" in person("list", code=78)
+        running = EmbeddedServer(tmp_path / "elsewhere")
+        running.start()
+        ended.callback(running.stop)
+        (state / "server.json").write_text(json.dumps({"url": running.url}))
+        assert "nothing waits" in person("list")
+
+
+def test_the_service_is_found_by_other_commands_and_leaves_nothing(tmp_path: Path) -> None:
+    state = tmp_path / ".fleet"
+    left = EmbeddedServer(state / "valkey")
+    left.start()
+    waiting(left.url, a_wait(before(), red("red1")))
+    left.stop()
+    log, token = tmp_path / "log", "ana-has-a-long-token"
+    tokens = json.dumps({"ana": token})
+    with process(
+        "fleet", "approvals", "serve", "--port", 0, "-o", tmp_path, log=log, FLEET_API_TOKENS=tokens
+    ) as running:
+        wait_until(lambda: "/api/approvals;" in log.read_text(), "it listens", within=20)
+        url = log.read_text().split("approvals at ")[1].split(";")[0]
+        asked = Request(
+            f"{url}/red1/approve", data=b"{}", method="POST",
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        )  # fmt: skip
+        with urlopen(asked, timeout=10) as answer:
+            assert json.load(answer)["then"] == "revision 2 is queued"
+        shared = json.loads((state / "server.json").read_bytes())["url"]
+        assert [entry["u"] for entry in queued(shared)] == ["r2-s0"]
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+    assert not (state / "server.json").exists()
+
+
+def test_the_service_does_not_start_without_tokens(
+    person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 'FLEET_API_TOKENS=\'{"ana"' in person("serve", code=78)

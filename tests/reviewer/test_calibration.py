@@ -1,0 +1,235 @@
+"""How far a judge agrees with verifiers: what is measured, kept, and trusted afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.llm.types import ModelUnavailable
+from common.store import Store
+from common.task import Assignment, Task
+from common.trajectory import Agent, EnvironmentInfo, Trajectory, Verdict
+from reviewer.judge.calibration import (
+    Calibration,
+    Calibrations,
+    calibrate,
+    candidates,
+    sample,
+)
+from reviewer.judge.panel import Judge
+from reviewer.judge.prompt import PROMPT_SHA256
+from tests.exporters.attempts import review_of
+from tests.reviewer.judges import RUBRIC, Model, acted, grade, other_rubric, parted
+
+PASSED = Verdict(passed=True, reward=1.0)
+FAILED = Verdict(passed=False, reward=0.0)
+
+
+def stored(store: Store, number: int, *, passed: bool | None, says: int, **fields: Any) -> None:
+    """Keep an attempt that shows what the judge below will say of it."""
+    task = Task(task_id=f"t-{number}", task_type=fields.pop("scene", "code"), description="Do.")
+    trajectory = acted(
+        f"grade {says}",
+        task_id=task.task_id,
+        attempt_id="r1-s0-1700000000000-0-d1-aaaaaaaa",
+        assignment=Assignment(task=task),
+        revision=1,
+        verdict=PASSED if passed else FAILED if passed is False else Verdict(passed=None),
+        **fields,
+    )
+    store.write_attempt(trajectory)
+    store.write_review(review_of(trajectory))
+
+
+def as_shown(messages: list[dict[str, Any]], _: int) -> Any:
+    """Say what the attempt shows; 0 is unknown, 9 nothing that could be read."""
+    rows = [json.loads(line) for line in parted(messages)[1]]
+    said = int(next(row["observation"] for row in rows if "step" in row).split()[1])
+    if said == 9:
+        return "no idea"
+    return grade(said) if said else grade(None, unknown=True)
+
+
+def judge(model: Model | None = None, *, votes: int = 1) -> Judge:
+    return Judge(model or Model(as_shown), votes=votes, deadline=5)
+
+
+def fill(store: Store, *rows: tuple[bool, int]) -> None:
+    for number, (passed, says) in enumerate(rows):
+        stored(store, number, passed=passed, says=says)
+
+
+async def measure(store: Store, one: Judge | None = None, *, limit: int = 100) -> Calibration:
+    one = one or judge()
+    chosen = sample(candidates(store, embedded=False), limit=limit, judge=one)
+    return await calibrate(one, "code", RUBRIC, chosen, store)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+async def test_a_calibration_is_what_counting_by_hand_gives(store: Store) -> None:
+    passed = [(True, 5)] * 5 + [(True, 4)] * 2 + [(True, 2)]
+    failed = [(False, 1)] * 4 + [(False, 3)] * 2 + [(False, 5)] * 2
+    fill(store, *passed, *failed, (True, 0), (False, 0), (False, 9))
+    found = await measure(store)
+    assert (found.n, found.agree, found.unknown, found.invalid) == (16, 13, 2, 1)
+    confusion = found.confusion
+    assert (confusion.done_passed, confusion.undone_passed) == (7, 1)
+    assert (confusion.done_failed, confusion.undone_failed) == (2, 6)
+    assert found.balanced_accuracy == pytest.approx((7 / 8 + 6 / 8) / 2)
+    # 13/16 agree; by chance 9/16 · 8/16 + 7/16 · 8/16 = 1/2
+    assert found.kappa == pytest.approx((13 / 16 - 1 / 2) / (1 / 2))
+    # 5 against (1,1,1,1,3,3,5,5): 6 + 2/2; 4: 6; 2: 4
+    assert found.auc == pytest.approx((5 * 7 + 2 * 6 + 4) / 64)
+    assert (found.judge, found.rubric_sha256, found.own) == ("p:judge", RUBRIC.sha256, 0)
+
+
+async def test_the_judge_is_not_told_the_verdict(store: Store) -> None:
+    fill(store, (True, 5), (False, 5))
+    model = Model(as_shown)
+    await measure(store, judge(model))
+    shown = {"\n".join(parted(messages)[1]) for messages, _ in model.asked}
+    assert len(model.asked) == 2
+    assert len(shown) == 1
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[(True, 5)] * 12, [(False, 1)] * 12, [(True, 5), (False, 1)] * 4],
+    ids=["all passed", "none passed", "too few"],
+)
+async def test_agreement_that_is_not_defined_is_null_and_trusts_nobody(
+    store: Store, rows: list[tuple[bool, int]]
+) -> None:
+    fill(store, *rows)
+    calibrations = Calibrations(store.root)
+    calibrations.write(await measure(store))
+    found = calibrations.find("code", "p:judge", RUBRIC)
+    assert found is not None
+    assert found.kappa is None
+    assert not calibrations.trusted("code", "p:judge", RUBRIC, floor=0)
+    assert "not defined" in (calibrations.objection("code", "p:judge", RUBRIC, floor=0) or "")
+
+
+async def test_a_judge_is_trusted_for_the_scene_rubric_and_questions_it_was_measured_with(
+    store: Store,
+) -> None:
+    fill(store, *[(True, 5), (False, 1)] * 6, (False, 4))
+    calibrations = Calibrations(store.root)
+    assert not calibrations.trusted("code", "p:judge", RUBRIC, floor=0)
+    found = await measure(store)
+    calibrations.write(found)
+    assert found.kappa is not None
+    assert 0.8 < found.kappa < 0.9
+    assert calibrations.all() == [found]
+    assert calibrations.trusted("code", "p:judge", RUBRIC, floor=0.6)
+    assert calibrations.trusted("code", "p:judge", RUBRIC, floor=found.kappa)
+    assert not calibrations.trusted("code", "p:judge", RUBRIC, floor=0.9)
+    assert not calibrations.trusted("code", "q:judge", RUBRIC, floor=0.6)
+    assert not calibrations.trusted("web", "p:judge", RUBRIC, floor=0.6)
+    assert not calibrations.trusted("code", "p:judge", other_rubric(), floor=0.6)
+    assert calibrations.find("code", "p:judge", RUBRIC, "other") is None
+    assert calibrations.find("code", "p:judge", RUBRIC, PROMPT_SHA256) == found
+
+
+async def test_a_calibration_that_cannot_be_read_trusts_nobody(store: Store) -> None:
+    calibrations = Calibrations(store.root)
+    path = calibrations.path("code", "p:org/judge")
+    assert path.parent == store.root / "calibrations"  # whatever a model is called
+    path.parent.mkdir()
+    path.write_bytes(b'{"kappa": 1')
+    assert calibrations.find("code", "p:org/judge", RUBRIC) is None
+    assert calibrations.all() == []
+
+
+async def test_what_was_answered_is_never_asked_again(store: Store) -> None:
+    fill(store, *[(True, 5), (False, 1)] * 6)
+    model = Model()
+
+    def says(messages: list[dict[str, Any]], seed: int) -> Any:
+        if len(model.asked) > 10:  # eight are under way at once
+            return ModelUnavailable("gone")
+        return as_shown(messages, seed)
+
+    model._says = says
+    with pytest.raises(ModelUnavailable):
+        await measure(store, judge(model))
+    path = next((store.root / "calibrations" / "answers").iterdir())
+    kept = len(path.read_bytes().splitlines())
+    assert 0 < kept < 12
+    path.write_bytes(path.read_bytes()[:-20])  # killed in the middle of a line
+    again = Model(as_shown)
+    found = await measure(store, judge(again))
+    assert len(again.asked) == 12 - kept + 1
+    assert (found.n, found.kappa) == (12, 1)
+    once_more = Model(as_shown)
+    assert (await measure(store, judge(once_more))).kappa == 1
+    assert once_more.asked == []
+    await measure(store, judge(once_more, votes=2))  # other rounds are another question
+    assert len(once_more.asked) == 24
+
+
+async def test_attempts_under_way_are_kept_when_the_command_is_ended(store: Store) -> None:
+    fill(store, *[(True, 5), (False, 1)] * 6)
+    model = Model(as_shown)
+    model.held = asyncio.Event()
+    chosen = sample(candidates(store, embedded=False), limit=100, judge=judge(model))
+    answered = asyncio.Event()
+    asking = asyncio.create_task(
+        calibrate(judge(model), "code", RUBRIC, chosen, store, told=answered.set)
+    )
+    async with asyncio.timeout(10):
+        await answered.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    again = Model(as_shown)
+    await measure(store, judge(again))
+    assert len(again.asked) == 11
+
+
+def test_the_same_attempts_are_taken_each_time_and_half_of_them_passed(store: Store) -> None:
+    fill(store, *[(True, 5)] * 20, *[(False, 1)] * 6)
+    found = candidates(store, embedded=False)
+    chosen = sample(found, limit=10, judge=judge())
+    assert sum(one.passed for one in chosen) == 5
+    assert len(chosen) == 10
+    assert sample(list(reversed(found)), limit=10, judge=judge()) == chosen
+    assert [one.passed for one in sample(found, limit=100, judge=judge())].count(True) == 20
+    assert set(chosen) <= set(sample(found, limit=12, judge=judge()))
+
+
+async def test_a_judges_own_work_comes_last_and_is_counted(store: Store) -> None:
+    for number in range(8):
+        model = "judge" if number < 6 else "other"
+        agent = Agent(kind="llm", model=model, provider="q")
+        stored(store, number, passed=number % 2 == 0, says=5, agent=agent)
+    chosen = sample(candidates(store, embedded=False), limit=4, judge=judge())
+    assert [one.model for one in chosen] == ["other", "other", "judge", "judge"]
+    assert (await measure(store, limit=4)).own == 2
+
+
+def test_only_real_attempts_with_a_verdict_are_asked_about(store: Store) -> None:
+    def by(source: str) -> Agent:
+        return Agent.model_validate({"kind": "llm", "model": "m", "model_source": source})
+
+    stored(store, 1, passed=True, says=5)
+    stored(store, 2, passed=None, says=5)
+    stored(store, 3, passed=True, says=5, agent=by("standin"))
+    stored(store, 4, passed=True, says=5, environment=EnvironmentInfo(backend="standin-world"))
+    stored(store, 5, passed=True, says=5, agent=by("embedded"))
+    store.write_attempt(_unreviewed())
+    assert [one.task_id for one in candidates(store, embedded=False)] == ["t-1"]
+    with_embedded = candidates(store, embedded=True)
+    assert [one.task_id for one in with_embedded] == ["t-1", "t-5"]
+
+
+def _unreviewed() -> Trajectory:
+    return acted("x", task_id="t-6", attempt_id="r1-s0-1700000000000-0-d1-aaaaaaaa")
