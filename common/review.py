@@ -77,6 +77,8 @@ class JudgeReport(Contract):
     own_model: bool = False
     """A judge is the very model that acted: no other was configured."""
     usage: Usage = Usage()
+    prompt_sha256: str | None = None
+    """Of the questions' wording."""
     missing: str | None = None
     """Why they were not asked to the end, e.g. that the budget was spent."""
 

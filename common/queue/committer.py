@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import orjson
+
+from common.approvals import Wait
 from common.failures import LeaseLost
 from common.queue.keys import LANES
 from common.queue.scene_queue import Lease, SceneQueue
+from common.review import DecisionName
 from common.task import Assignment
 
 _BATCH = 64
@@ -51,10 +55,17 @@ class Decision:
     """What the reviewer decided about a committed attempt."""
 
     verdict: Literal["passed", "failed", "unverified"]
-    decision: Literal["accepted", "rejected", "human", "iterate"]
+    decision: DecisionName
     score: int | None
     record: bytes
     next: Assignment | None = None
+    """The revision that goes to work, for `iterate`."""
+    wait: Wait | None = None
+    """What people have to decide, for `waiting`."""
+
+    def __post_init__(self) -> None:
+        if (self.wait is not None) != (self.decision == "waiting"):
+            raise ValueError("what waits for people, and nothing else, says what it waits for")
 
 
 Outcome = Done | Retry | Dead | Cancelled | Decision
@@ -146,6 +157,10 @@ def _text(error: str) -> bytes:
 
 def _decision_fields(lease: Lease, outcome: Decision) -> list[Any]:
     then: list[Any] = ["", "", ""]
+    if outcome.wait is not None:
+        wait = outcome.wait
+        ids = orjson.dumps([approval.approval_id for approval in wait.approvals])
+        then = [int(wait.expires_at * 1000), wait.model_dump_json(exclude_defaults=True), ids]
     if outcome.next is not None:
         task = outcome.next.task
         then = [LANES.index(task.lane) + 1, outcome.next.encode(), outcome.next.unit]

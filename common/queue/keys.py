@@ -54,6 +54,15 @@ class Keys:
         return self.prefix + "audit"
 
     @property
+    def decisions(self) -> str:
+        return self.prefix + "decisions"
+
+    @property
+    def waits(self) -> str:
+        """Units that wait for people, by expiry; members as `wait` ends."""
+        return self.prefix + "waits"
+
+    @property
     def cursor(self) -> str:
         return self.prefix + "cursor"
 
@@ -63,6 +72,13 @@ class Keys:
     def journal(self, task_id: str, unit: str) -> str:
         """The model answers a unit of work has paid for, until one of its attempts commits."""
         return f"{self.prefix}j:{task_id}:{unit}"
+
+    def wait(self, member: str) -> str:
+        """What a unit waits for; ``member`` of `waits`, `<unit>|<task_id>`."""
+        return f"{self.prefix}wait:{member}"
+
+    def approval(self, approval_id: str) -> str:
+        return f"{self.prefix}approval:{approval_id}"
 
     def card(self, consumer: str) -> str:
         return f"{self.prefix}w:{consumer}"

@@ -16,7 +16,7 @@ from common.llm.types import ChatModel
 from common.review import Judgement, JudgeReport, Vote
 from common.task import Sampling
 from common.trajectory import Agent, Trajectory, Usage
-from reviewer.judge.prompt import GRADE, Question, graded, messages, outcome
+from reviewer.judge.prompt import GRADE, PROMPT_SHA256, Question, graded, messages, outcome
 from reviewer.judge.vote import read
 from reviewer.judge.windows import Window, budget_of, windows
 from reviewer.rubric import OUTCOME, Rubric
@@ -151,6 +151,7 @@ class Panel:
             judgements=tuple(one for judgements, _ in answers for one in judgements),
             own_model=any(judge.is_same_as(trajectory.agent.model) for judge in judges),
             usage=sum((usage for _, usage in answers), Usage()),
+            prompt_sha256=PROMPT_SHA256,
         )
 
 

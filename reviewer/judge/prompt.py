@@ -40,10 +40,11 @@ Rules:
 $answer""")
 
 _BY_TOOL = "Answer with exactly one call of the tool `grade`, and nothing else."
+# No example values: a small model copied them as its grade.
 _BY_JSON = (
     "Answer with exactly one JSON object and nothing else: "
-    '{"thought": "...", "tool": "grade", "arguments": '
-    '{"reason": "...", "evidence": [1, 2], "score": 3, "unknown": false}}'
+    '{"thought": <text>, "tool": "grade", "arguments": {"reason": <text>, '
+    '"evidence": [<step numbers>], "score": <1 to 5, or null>, "unknown": <true or false>}}'
 )
 
 _USER = Template("""\

@@ -7,8 +7,12 @@
 --                       st         open|accepted|rejected|human|cancelled|dead
 --                       open       units not ended (absent: one)
 --                       score      best review score
---                       u:<unit>   queued|delayed|review|iterated|accepted|rejected|human|
---                                  cancelled|dead (absent: queued for the first time, or running)
+--                       u:<unit>   queued|delayed|review|waiting|iterated|accepted|rejected|
+--                                  human|cancelled|dead (absent: queued for the first time, or
+--                                  running)
+--                       first      of several samples, first tries (r1-…) that have not ended;
+--                                  absent once all have
+--                       e:<unit>   event of a first try that has, held back until all have
 --                       revived    its ledger had expired, and dead letters brought it back
 --                       k:<unit>   attempt id of the lease that last committed it
 --                       r:<unit>   the same for its review
@@ -19,7 +23,16 @@
 --   P .. "delayed"      zset "<lane>|<unit>|<task_id>" -> due, ms
 --   P .. "events"       stream of committed attempts, group "reviewers"
 --   P .. "dead"         stream of dead letters
---   P .. "decisions"    stream of review decisions, append-only, about the last 100,000
+--   P .. "decisions"    stream of what reviews and people decided, append-only, about the last
+--                       100,000
+--   P .. "waits"        zset "<unit>|<task_id>" of units that wait for people -> expiry, ms
+--   P .. "wait:<unit>|<task_id>"  hash of such a unit. It outlives the waiting by the ledger's ttl
+--                       wait   what people decide on, and said (JSON, common/approvals.py Wait)
+--                       v      version: another after every change
+--                       ids    ids of its approvals (JSON)
+--                       last   token of the call that changed it last
+--                       over   decided|cancelled|lost, once it waits no more; and by, why, at (ms)
+--   P .. "approval:<id>"  the wait it belongs to: "<unit>|<task_id>"
 --   P .. "control"      hash: paused (by whom), at (ms), why
 --   P .. "cancel"       set of open tasks a person asked to stop
 --   P .. "audit"        stream of what people did, about the last 100,000
@@ -55,6 +68,47 @@ end
 local function drop(stream, group, entry)
   redis.call('XACK', stream, group, entry)
   redis.call('XDEL', stream, entry)
+end
+
+-- One first try has ended; `event` where it committed an attempt. Those of a task with several
+-- samples are reviewed together: their events go out once all have ended, in the samples' order.
+local function leave_group(prefix, id, unit, event)
+  local ledger, events = prefix .. 't:' .. id, prefix .. 'events'
+  local first = string.sub(unit, 1, 3) == 'r1-' and redis.call('HGET', ledger, 'first')
+  if not first or redis.call('HEXISTS', ledger, 'e:' .. unit) == 1 then
+    if event then redis.call('XADD', events, '*', 'id', id, 'u', unit, 'p', event) end
+    return
+  end
+  if event then
+    redis.call('HSET', ledger, 'e:' .. unit, event)
+    count(prefix, 'held')
+  end
+  if redis.call('HINCRBY', ledger, 'first', -1) > 0 then return end
+  local fields = {}
+  for _, field in ipairs(redis.call('HKEYS', ledger)) do
+    if string.sub(field, 1, 2) == 'e:' then fields[#fields + 1] = field end
+  end
+  local function sample(field) return tonumber(string.match(field, '%d+$')) or 0 end
+  table.sort(fields, function(a, b) return sample(a) < sample(b) end)
+  for _, field in ipairs(fields) do
+    redis.call('XADD', events, '*', 'id', id, 'u', string.sub(field, 3), 'p',
+      redis.call('HGET', ledger, field))
+  end
+  if #fields > 0 then count(prefix, 'held', -#fields) end
+  redis.call('HDEL', ledger, 'first', unpack(fields))
+end
+
+-- A unit waits for people no longer. What was asked is remembered for words that come late.
+local function end_wait(prefix, id, unit, over, by, why, ttl)
+  local member = unit .. '|' .. id
+  local wait = prefix .. 'wait:' .. member
+  if redis.call('ZREM', prefix .. 'waits', member) == 1 then count(prefix, 'waiting', -1) end
+  for _, approval in ipairs(cjson.decode(redis.call('HGET', wait, 'ids') or '[]')) do
+    redis.call('PEXPIRE', prefix .. 'approval:' .. approval, ttl)
+  end
+  redis.call('HINCRBY', wait, 'v', 1)
+  redis.call('HSET', wait, 'over', over, 'by', by, 'why', why, 'at', now_ms())
+  redis.call('PEXPIRE', wait, ttl)
 end
 
 local function forget_journal(prefix, id, unit)
@@ -96,6 +150,7 @@ local function bury(prefix, id, unit, stage, lane, reason, err, payload, deliver
     'reason', reason, 'error', err, 'p', payload, 'deliveries', deliveries, 'history', history)
   count(prefix, 'dead')
   count(prefix, stage == 'work' and 'dead_work' or 'dead_review')
+  if stage == 'work' then leave_group(prefix, id, unit) end
   end_unit(prefix, id, unit, 'dead', ttl)
 end
 
@@ -103,6 +158,7 @@ end
 local function cancel_unit(prefix, id, unit, ttl)
   count(prefix, 'cancelled')
   forget_journal(prefix, id, unit)
+  leave_group(prefix, id, unit)
   end_unit(prefix, id, unit, 'cancelled', ttl)
 end
 

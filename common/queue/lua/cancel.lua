@@ -5,7 +5,8 @@
 --       lane, entry
 -- Reply {-1} (no such task), {0, state} (it had ended), {1, state, units ended by this call}
 --
--- Called once without entries, which marks the task, and then with those found in the lanes.
+-- What people were to decide ends too; a word that comes later is told so. Called once without
+-- entries, which marks the task, and then with those found in the lanes.
 local function cancel(keys, argv)
   local prefix, ttl, id = keys[1], argv[3], argv[4]
   local ledger, ended = prefix .. 't:' .. id, 0
@@ -17,6 +18,12 @@ local function cancel(keys, argv)
   end
   local fields = redis.call('HKEYS', ledger)
   for _, field in ipairs(fields) do
+    local asked = field:match('^u:(.+)$')
+    if asked and redis.call('HGET', ledger, field) == 'waiting' then
+      end_wait(prefix, id, asked, 'cancelled', argv[1], argv[2], ttl)
+      end_unit(prefix, id, asked, 'cancelled', ttl)
+      ended = ended + 1
+    end
     local unit = field:match('^p:(.+)$')
     if unit then
       for lane = 1, 3 do

@@ -3,7 +3,8 @@
 -- KEYS  prefix, hi, mid, lo
 -- ARGV  consumer, ledger ttl (ms), max retries, max waits, then per lease nine fields:
 --       lane, entry, deliveries, task id, unit, attempt id, verb, and
---         done      event (JSON), ''      the attempt is in the store: tell the reviewers
+--         done      event (JSON), ''      the attempt is in the store: tell the reviewers, once
+--                                         all first tries at the task have ended
 --         retry     delay (ms), error     infrastructure broke it: again later, up to max
 --                                         retries; the delay doubles each time, up to 5 minutes
 --         wait      delay (ms), error     a provider's limit held it up: again later, counted
@@ -58,6 +59,7 @@ local function commit(keys, argv)
       -- Somebody removed the entry by hand: there is nothing left to end.
       redis.call('XACK', stream, 'workers', entry)
       count(prefix, 'lost')
+      leave_group(prefix, id, unit)
       reply[#reply + 1] = 0
     elseif not ours then
       local before = redis.call('HGET', ledger, 'k:' .. unit) == attempt
@@ -65,7 +67,7 @@ local function commit(keys, argv)
       reply[#reply + 1] = before and 2 or 0
     else
       if verb == 'done' then
-        redis.call('XADD', prefix .. 'events', '*', 'id', id, 'u', unit, 'p', a)
+        leave_group(prefix, id, unit, a)
         redis.call('HSET', ledger, 'k:' .. unit, attempt, 'u:' .. unit, 'review')
         committed = committed + 1
         journals[#journals + 1] = prefix .. 'j:' .. id .. ':' .. unit

@@ -38,7 +38,7 @@ local function publish(keys, argv)
       for s = 0, k - 1 do
         redis.call('XADD', stream, '*', 'id', id, 'u', 'r1-s' .. s, 'p', argv[i + 3 + s])
       end
-      if k > 1 then redis.call('HSET', ledgers .. id, 'open', k) end
+      if k > 1 then redis.call('HSET', ledgers .. id, 'open', k, 'first', k) end
       published = published + 1
       n = n + k
     else

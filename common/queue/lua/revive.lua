@@ -29,6 +29,10 @@ local function revive(keys, argv)
         redis.call('HINCRBY', ledger, 'open', 1)
         redis.call('HINCRBY', ledger, 'ended_dead', -1)
       end
+      if f.stage == 'work' and string.sub(f.u, 1, 3) == 'r1-'
+          and redis.call('HEXISTS', ledger, 'first') == 1 then
+        redis.call('HINCRBY', ledger, 'first', 1) -- the others' events wait for it again
+      end
       redis.call('HDEL', ledger, 'n:' .. f.u, 'w:' .. f.u, 'h:' .. f.u)
       redis.call('HSET', ledger, 'u:' .. f.u, f.stage == 'work' and 'queued' or 'review')
       redis.call('PERSIST', ledger)

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from common.failures import LeaseLost
 from common.queue.committer import Cancelled, Committer, Dead, Decision, Done, Outcome, Retry
 from common.queue.connection import Server
 from common.queue.control import Control, Who
@@ -155,6 +156,31 @@ async def test_without_a_ledger_an_event_goes_out_at_once(either: Server, gone: 
     else:
         await either.client.delete(q.keys.ledger("t"))
     await commit(q, other)
+    assert [row["u"] for row in await entries_of(either, q.keys.events)] == [other.unit]
+
+
+async def test_a_try_of_a_former_life_of_its_task_loses_no_event_and_holds_none_up(
+    either: Server,
+) -> None:
+    q, (old, _) = await taken(either, 2)
+    await either.client.delete(q.keys.ledger("t"))
+    await q.publish([units(task(samples=2))])
+    one, other = await q.take(2)
+    await commit(q, one)
+    await commit(q, old)  # its place in the group is taken
+    assert await held(q) == (1, [old.unit])
+    await commit(q, other)
+    assert await held(q) == (0, [old.unit, one.unit, other.unit])
+
+
+async def test_a_try_whose_entry_somebody_removed_does_not_hold_the_others_for_ever(
+    either: Server,
+) -> None:
+    q, (removed, other) = await taken(either, 2)
+    await commit(q, other)
+    await either.client.xdel(q.streams[1], removed.entry)
+    with pytest.raises(LeaseLost):
+        await commit(q, removed, Dead("invalid_task", "no"))
     assert [row["u"] for row in await entries_of(either, q.keys.events)] == [other.unit]
 
 

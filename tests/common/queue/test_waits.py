@@ -347,6 +347,23 @@ async def test_words_are_for_the_life_of_the_task_they_were_asked_in(either: Ser
     assert await state_of(either, "new") == "pending"
 
 
+async def test_a_wait_of_a_task_that_lives_again_takes_the_place_of_the_former(
+    either: Server,
+) -> None:
+    keys = waits(either).keys
+    await put(either, red())
+    version = await either.client.hget(keys.wait("r1-s0|t"), "v")
+    await either.client.delete(keys.ledger("t"))
+    await put(either, a_wait(BEFORE, approval("again", MEMORY, 512)))
+    found = await SceneQueue(either, "code").counts()
+    assert (found["waiting"], len(await waits(either).pending())) == (1, 1)
+    assert await either.client.pttl(keys.approval("red")) > 0
+    argv = (1, "t", "r1-s0", version, "token", "{}", "end", "rejected", "", "")
+    reply = await either.fcall("decide", (keys.prefix, *keys.lanes), argv)
+    assert reply[0] == 0
+    assert int(reply[1]) > int(version) + 1
+
+
 async def test_a_call_whose_reply_got_lost_is_not_doubled_by_its_repetition(
     either: Server,
 ) -> None:
