@@ -24,7 +24,7 @@ _ROWS = (
     ("workers", None, ""), ("tasks", "tasks", "bold"),
     ("  waiting", "waiting", ""), ("  running", "running", "cyan"),
     ("  delayed", "delayed", ""), ("  held for their group", "held", ""),
-    ("  in review", "reviewing", ""), ("  waiting for people", "people", "yellow"),
+    ("  in review", "reviewing", ""), ("  waiting for people", "undecided", "yellow"),
     ("attempts passed", "passed", "green"), ("attempts failed", "failed", "red"),
     ("sent back, revised", "iterate", ""), ("accepted", "accepted", "bold green"),
     ("  at the first try", "accepted_first", ""), ("  after changes", "accepted_retried", ""),
@@ -44,6 +44,7 @@ _ALWAYS = (
     "waited",
     "dead",
     "held",
+    "undecided",
     "accepted_first",
     "accepted_retried",
     *(f"tasks_{e}" for e in ENDS),
@@ -78,15 +79,10 @@ class Snapshot:
         return found + [line for name, line in _asked(self) if name in scenes]
 
 
-def _people(counts: Counts) -> int:
-    """Return how many units of work wait for people. The queue's own `waiting` is another."""
-    return counts["waiting"]
-
-
 def goes_on(counts: Counts) -> bool:
     """Say whether anything is left to do but for people."""
     work = counts.waiting + counts.running + counts.delayed + counts.reviewing + counts["held"]
-    return bool(counts.open_tasks) and (work > 0 or not _people(counts))
+    return bool(counts.open_tasks) and (work > 0 or not counts["undecided"])
 
 
 async def look(server: Server) -> Snapshot:
@@ -134,9 +130,7 @@ def as_dict(snapshot: Snapshot) -> dict[str, dict[str, Any]]:
             "waiting": c.waiting, "running": c.running, "delayed": c.delayed,
             "reviewing": c.reviewing, "paused": c.paused, "open_tasks": c.open_tasks,
             "unaccounted": c.unaccounted, "workers": snapshot.workers.get(name, 0),
-            "waiting_for_people": _people(c),
-            **dict.fromkeys(_ALWAYS, 0),
-            **{counter: n for counter, n in c.counters.items() if counter not in _LIVE},
+            **dict.fromkeys(_ALWAYS, 0), **c.counters,
         }
         for name, c in snapshot.scenes.items()
     }  # fmt: skip
@@ -156,8 +150,6 @@ def table(snapshot: Snapshot) -> Table:
             if key is None:
                 value = snapshot.workers.get(name, 0)
                 style = "bold red" if goes_on(counts) and not value else ""
-            elif key == "people":
-                value = _people(counts)
             else:
                 value = getattr(counts, key) if key in _LIVE else counts[key]
             cells.append(Text(str(value), style=style if value or key is None else "dim"))
@@ -211,7 +203,7 @@ def _asked(snapshot: Snapshot) -> list[tuple[str, str]]:
         (name, f"{name}: {_number(people, 'task waits', 'tasks wait')} for a person: "
          "fleet approvals list")
         for name, counts in snapshot.scenes.items()
-        if (people := _people(counts))
+        if (people := counts["undecided"])
     ]  # fmt: skip
 
 

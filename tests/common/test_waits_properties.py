@@ -258,10 +258,10 @@ class People(RuleBasedStateMachine):
 
         counts, pending = self.run(look())
         assert counts.unaccounted == 0
-        assert counts["waiting"] == len(pending)
+        assert counts["undecided"] == len(pending)
         assert all(wait.pending for wait in pending)
         decided = counts["iterate"] + counts["rejected"]
-        assert counts["reviewed"] >= decided + counts["waiting"]
+        assert counts["reviewed"] >= decided + counts["undecided"]
         assert counts["units"] == len(self.asked) + counts["iterate"]
 
 

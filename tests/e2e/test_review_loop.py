@@ -79,7 +79,7 @@ def test_green_is_applied_yellow_is_chosen_and_red_stays_until_it_is_approved(
                 lambda: decisions(out)["green"] == "accepted", "advice was enough", within=30
             )
             counts = counters(out)["code"]
-            assert (counts["waiting_for_people"], counts["unaccounted"]) == (3, 0)
+            assert (counts["undecided"], counts["unaccounted"]) == (3, 0)
 
             asked = waiting(out)
             yellow, red, kept = (asked[t]["approval_id"] for t in ("yellow", "red", "kept"))

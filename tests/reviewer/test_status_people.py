@@ -26,25 +26,25 @@ def shown(of: Snapshot) -> dict[str, str]:
 
 
 def test_what_waits_for_people_is_a_row_a_number_and_a_remark() -> None:
-    seen = snapshot(live={"waiting": 7}, waiting=2, held=3, accepted_first=4, accepted_retried=1)
+    seen = snapshot(live={"waiting": 7}, undecided=2, held=3, accepted_first=4, accepted_retried=1)
     rows = shown(seen)
     assert (rows["waiting"], rows["waiting for people"], rows["held for their group"]) == (
         "7", "2", "3",
     )  # fmt: skip
     assert (rows["accepted"], rows["at the first try"], rows["after changes"]) == ("5", "4", "1")
     told = as_dict(seen)["code"]
-    assert (told["waiting"], told["waiting_for_people"], told["held"]) == (7, 2, 3)
+    assert (told["waiting"], told["undecided"], told["held"]) == (7, 2, 3)
     assert (told["accepted_first"], told["accepted_retried"]) == (4, 1)
     line = "code: 2 tasks wait for a person: fleet approvals list"
     assert line in remarks(seen)
     assert seen.held_up(["code"]) == [line]
     assert seen.held_up(["web"]) == []
-    assert "code: 1 task waits for a person: fleet approvals list" in remarks(snapshot(waiting=1))
+    assert "code: 1 task waits for a person: fleet approvals list" in remarks(snapshot(undecided=1))
 
 
 def test_numbers_that_no_counter_has_yet_are_there_as_0() -> None:
     told = as_dict(snapshot())["code"]
-    names = ("waiting_for_people", "held", "accepted_first", "accepted_retried")
+    names = ("undecided", "held", "accepted_first", "accepted_retried")
     assert [told[name] for name in names] == [0] * 4
     assert not any("person" in remark for remark in remarks(snapshot()))
 
@@ -53,7 +53,7 @@ def test_workers_are_missed_only_where_there_is_work_for_them() -> None:
     def missed(**seen: Any) -> bool:
         return any("workers" in remark for remark in remarks(snapshot(workers=0, **seen)))
 
-    assert not missed(waiting=4)  # all that is open is with people
-    assert missed(waiting=3, live={"waiting": 1})
+    assert not missed(undecided=4)  # all that is open is with people
+    assert missed(undecided=3, live={"waiting": 1})
     assert missed(live={"delayed": 4})
     assert missed(held=1)

@@ -27,7 +27,7 @@ local function ask(prefix, id, unit, expiry, wait, approvals, ttl)
     redis.call('SET', prefix .. 'approval:' .. approval, member)
   end
   redis.call('ZADD', prefix .. 'waits', expiry, member)
-  count(prefix, 'waiting')
+  count(prefix, 'undecided')
 end
 
 local function settle(keys, argv)

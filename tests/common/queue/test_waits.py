@@ -71,7 +71,7 @@ async def state_of(server: Server, approval_id: str) -> str:
 async def test_a_unit_waits_until_somebody_chose_and_then_goes_on(either: Server) -> None:
     await put(either, yellow(BEFORE, "a"))
     [wait] = await waits(either).pending()
-    assert (wait, (await counts(either))["waiting"]) == (yellow(BEFORE, "a"), 1)
+    assert (wait, (await counts(either))["undecided"]) == (yellow(BEFORE, "a"), 1)
     assert await either.client.hget(waits(either).keys.ledger("t"), "u:r1-s0") == b"waiting"
 
     got = await waits(either).decide("a", says("ann", "choose", ["Read it again."]))
@@ -81,7 +81,7 @@ async def test_a_unit_waits_until_somebody_chose_and_then_goes_on(either: Server
     [change] = following.changes
     assert (change.level, change.by, change.approval) == ("yellow", ("ann",), "a")
     after = await counts(either)
-    assert [after[n] for n in ("waiting", "units", "iterate", "rejected")] == [0, 2, 1, 0]
+    assert [after[n] for n in ("undecided", "units", "iterate", "rejected")] == [0, 2, 1, 0]
     assert (after.waiting, after.open_tasks, await waits(either).pending()) == (1, 1, [])
     [record] = await logged(either)
     assert {k: record[k] for k in ("by", "said", "to", "state", "then", "next_unit")} == {
@@ -139,7 +139,7 @@ async def test_a_unit_for_which_nothing_is_left_to_change_is_rejected(either: Se
     assert (got.outcome, got.next) == ("decided", None)
     assert "rejected" in got.reason
     after = await counts(either)
-    assert [after[n] for n in ("waiting", "rejected", "tasks_rejected")] == [0, 1, 1]
+    assert [after[n] for n in ("undecided", "rejected", "tasks_rejected")] == [0, 1, 1]
     assert after.open_tasks == 0
     assert await either.client.pttl(waits(either).keys.ledger("t")) > 0
 
@@ -238,7 +238,7 @@ async def test_what_nobody_decided_in_time_goes_on_without_it(either: Server) ->
     [following] = await queued(either)
     assert [c.field for c in following.changes] == ["task.sampling.temperature", "hints"]
     after = await counts(either)
-    assert [after[n] for n in ("waiting", "iterate", "rejected", "units")] == [0, 1, 1, 3]
+    assert [after[n] for n in ("undecided", "iterate", "rejected", "units")] == [0, 1, 1, 3]
     assert [(r["by"], r["state"], r["then"]) for r in await logged(either)] == [
         ("ann", "chosen", "waits"), ("expiry", "expired", "next"),
         ("expiry", "expired", "rejected"),
@@ -268,7 +268,7 @@ async def test_cancelling_a_task_ends_what_waits_and_tells_those_who_speak_later
     got = await Control(either, "code").cancel("t", ME)
     assert (got.outcome, got.units) == ("cancelled", 1)
     after = await counts(either)
-    assert [after[n] for n in ("waiting", "cancelled", "tasks_cancelled")] == [0, 0, 1]
+    assert [after[n] for n in ("undecided", "cancelled", "tasks_cancelled")] == [0, 0, 1]
     assert await waits(either).pending() == []
     late = await waits(either).decide("red", says("bob", "approve"))
     assert late.outcome == "refused"
@@ -289,7 +289,7 @@ async def test_a_word_that_races_a_cancellation_goes_on_or_is_refused(either: Se
         assert stopped.outcome == "cancelled"  # its next revision too, if there was one
         assert await queued(either) == []
     after = await counts(either)
-    assert (after["tasks_cancelled"], after["waiting"], after.open_tasks) == (10, 0, 0)
+    assert (after["tasks_cancelled"], after["undecided"], after.open_tasks) == (10, 0, 0)
 
 
 async def test_a_review_of_a_cancelled_task_asks_nobody(either: Server) -> None:
@@ -301,7 +301,7 @@ async def test_a_review_of_a_cancelled_task_asks_nobody(either: Server) -> None:
     [event] = await reviews.take(1)
     await Committer(reviews).commit(event, Decision("failed", "waiting", 1, b"{}", wait=red()))
     after = await counts(either)
-    assert (after["waiting"], after["tasks_cancelled"], after.open_tasks) == (0, 1, 0)
+    assert (after["undecided"], after["tasks_cancelled"], after.open_tasks) == (0, 1, 0)
     assert await waits(either).find("red") is None
 
 
@@ -334,7 +334,7 @@ async def test_a_task_whose_ledger_is_gone_does_not_go_on(either: Server) -> Non
     assert (got.outcome, got.next) == ("refused", None)
     assert "not in the queue" in got.reason
     found = await SceneQueue(either, "code").counts()
-    assert (found["waiting"], found.waiting, await waits(either).pending()) == (0, 0, [])
+    assert (found["undecided"], found.waiting, await waits(either).pending()) == (0, 0, [])
 
 
 async def test_words_are_for_the_life_of_the_task_they_were_asked_in(either: Server) -> None:
@@ -356,7 +356,7 @@ async def test_a_wait_of_a_task_that_lives_again_takes_the_place_of_the_former(
     await either.client.delete(keys.ledger("t"))
     await put(either, a_wait(BEFORE, approval("again", MEMORY, 512)))
     found = await SceneQueue(either, "code").counts()
-    assert (found["waiting"], len(await waits(either).pending())) == (1, 1)
+    assert (found["undecided"], len(await waits(either).pending())) == (1, 1)
     assert await either.client.pttl(keys.approval("red")) > 0
     argv = (1, "t", "r1-s0", version, "token", "{}", "end", "rejected", "", "")
     reply = await either.fcall("decide", (keys.prefix, *keys.lanes), argv)
