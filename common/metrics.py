@@ -149,8 +149,8 @@ class Metrics:
         self.approvals_asked = counter(
             "fleet_approvals_asked", "Changes put to people.", "scene", "level"
         )
-        self.approvals_pending = gauge(
-            "fleet_approvals_pending", "Changes that wait for people.", "scene", "level"
+        self.undecided = gauge(
+            "fleet_units_undecided", "Units of work that wait for people.", "scene"
         )
         self.judge_answers = counter(
             "fleet_judge_answers", "Answers of judges to one question.", "result"

@@ -164,6 +164,8 @@ class Review(Written):
     reviewed_at: float
     """Unix time, seconds."""
     reviewer: str
+    delivery: int = Field(default=1, ge=1)
+    """Of the event it was made for: what a later delivery led to is what was settled."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from common.failures import ConfigurationError
 from common.model import explain
@@ -152,11 +153,11 @@ class Settings(BaseSettings):
     ask_people: Literal["early", "late", "never"] = "late"
     """When a failed task waits for a person: at its first proposal that needs one; once what the
     reviewer may change alone did not help; never (such proposals are only written down)."""
-    approval_ttl: float = Field(default=3 * 86_400.0, gt=0)
+    approval_ttl: float = Field(default=3 * 86_400.0, gt=0, le=366 * 86_400.0)
     """Seconds a proposal waits for people; then the task goes on without it."""
     approval_people: int = Field(default=1, ge=1, le=5)
     """Different people who must approve a red change."""
-    api_tokens: dict[str, SecretStr] = Field(default_factory=dict)
+    api_tokens: Annotated[dict[str, SecretStr], NoDecode] = Field(default_factory=dict)
     """Who may decide over HTTP, as JSON of names and tokens: `{"ana": "..."}`."""
 
     model_file: Path | None = None
@@ -164,6 +165,27 @@ class Settings(BaseSettings):
     embedded_url: str | None = None
     """Where an embedded model already listens (set by `fleet up` for its workers)."""
     embedded_key: SecretStr | None = None
+
+    @field_validator("judges", "proposer", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value == "" else value
+
+    @field_validator("rubrics", mode="before")
+    @classmethod
+    def _none(cls, value: object) -> object:
+        """An empty folder would be the one we are in."""
+        return None if value == "" else value
+
+    @field_validator("api_tokens", mode="before")
+    @classmethod
+    def _read_tokens(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value or "{}")
+        except ValueError:
+            raise ValueError('must be JSON of names and tokens: {"ana": "..."}') from None
 
     commit: str | None = None
     """Of this code, for the provenance of trajectories; set by image builds and `fleet up`."""
@@ -182,10 +204,18 @@ def _data_folder() -> Path:
     return Path(data) / "trajectory-fleet"
 
 
+def _variable(field: str) -> str:
+    name, *inner = field.split(".")
+    return ".".join(("FLEET_" + name.upper(), *inner))
+
+
 def load(**overrides: object) -> Settings:
     """Read the settings. Raises `ConfigurationError` naming variable and reason."""
     try:
         return Settings(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+    except SettingsError as error:  # what should be JSON is not; the value may be a secret
+        cause = error.__cause__ or error
+        raise ConfigurationError(f"bad settings: {error} ({type(cause).__name__})") from None
     except ValidationError as error:
-        what = "; ".join(f"FLEET_{field.upper()}: {reason}" for field, reason in explain(error))
+        what = "; ".join(f"{_variable(field)}: {reason}" for field, reason in explain(error))
         raise ConfigurationError(f"bad settings: {what}") from None

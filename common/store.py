@@ -88,11 +88,11 @@ class Store:
         return hashlib.sha256(data).hexdigest()
 
     def write_review(self, review: Review) -> None:
-        """Keep a review. One that is there and decides the same stays: a reviewer that comes late
-        changes nothing that was settled."""
+        """Keep a review. One of a later delivery stays: a reviewer that comes late changes nothing.
+        One of an earlier delivery was never settled, or this one could not be under way."""
         with contextlib.suppress(StoreError):
             there = self.read_review(review.task_id, review.attempt_id)
-            if there is not None and there.decision == review.decision:
+            if there is not None and there.delivery > review.delivery:
                 return
         data = orjson.dumps(
             review.model_dump(mode="json", by_alias=True), option=orjson.OPT_INDENT_2

@@ -55,4 +55,5 @@ class Finished:
             review = self._store.read_review(task_id, attempt_id)
         except StoreError:
             return False  # damaged: it is as if it were not there
-        return review is not None and review.decision != "iterate"
+        # What waited for people is nowhere any more: it has to be tried and asked for again.
+        return review is not None and review.decision not in ("iterate", "waiting")

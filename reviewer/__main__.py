@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from common.failures import ConfigurationError
 from common.llm.client import connect
 from common.llm.providers import choose, named
 from common.llm.telemetry import CallCounter
 from common.llm.types import ChatModel
+from common.logs import logger
 from common.queue.quiet import quiet
 from common.quota.budgets import BudgetWatch
 from common.quota.gate import Gate
@@ -20,6 +22,8 @@ from reviewer.counsel import Counsel
 from reviewer.judge.calibration import Calibrations
 from reviewer.reviewer import Reviewer
 from reviewer.rubric import rubrics
+
+log = logger("reviewer")
 
 
 def main() -> int:
@@ -62,6 +66,7 @@ async def work(service: Service, scenes: list[str]) -> None:
             votes=settings.judge_votes,
             floor=settings.judge_floor,
             deadline=settings.llm_deadline,
+            patience=settings.llm_rate_limit_budget,
             metrics=metrics,
         )
         reviewer = Reviewer(
@@ -81,7 +86,11 @@ def _models(settings: Settings) -> tuple[str, ...]:
 
     A task names a model, not a provider; it is asked for where the worker asks.
     """
-    provider = choose(settings)[0]
+    try:
+        provider = choose(settings)[0]
+    except ConfigurationError as error:  # a reviewer can do without those who act
+        log.warning("models.unknown", error=str(error), hint="a change of the model is red")
+        return ()
     return tuple(dict.fromkeys((provider.model, *provider.record.models)))
 
 

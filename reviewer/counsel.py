@@ -1,13 +1,14 @@
 """Whom the reviewer asks besides its own rules: judges, a model that suggests changes, the purse.
 
-A provider that is away is waited for: scores with a judge's grades and scores without them are not
-the same thing, and nobody could tell them apart later. A spent budget or a refusal is no wait: the
-review says that the judges were not heard.
+A provider that is away is waited for, minutes at most in each of its outages: scores with a
+judge's grades and without them are not the same thing. After that, and where a budget is spent or
+the judge refuses, the review says that the judges were not heard, and a person should look.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -25,7 +26,7 @@ from reviewer.rubric import Rubric
 log = logger("reviewer")
 
 T = TypeVar("T")
-_PAUSES = (1.0, 60.0)
+_PAUSES = (1.0, 30.0)
 """Seconds between two tries of a provider that is away: the first, and the longest."""
 
 
@@ -41,9 +42,12 @@ class Counsel:
         votes: int = 3,
         floor: float = 0.6,
         deadline: float = 120.0,
+        patience: float = 600.0,
         metrics: Metrics | None = None,
     ) -> None:
-        """``floor``: kappa below which judges accept nothing alone. ``deadline``: of one call."""
+        """``floor``: kappa below which judges accept nothing alone. ``deadline``: of one call.
+        ``patience``: seconds for which an outage of a provider holds reviews up.
+        """
         self._metrics = metrics
         self._panel = (
             Panel(judges, votes=votes, deadline=deadline, heard=self._heard) if judges else None
@@ -55,6 +59,9 @@ class Counsel:
         )
         self._calibrations = calibrations
         self._floor = floor
+        self._patience = patience
+        self._away: dict[str, float] = {}
+        """Since when whom we asked has been away (monotonic)."""
 
     async def report(self, trajectory: Trajectory, rubric: Rubric) -> JudgeReport | None:
         """Return what the judges say of what checks let through, or of what none looked at."""
@@ -63,7 +70,9 @@ class Counsel:
             return None
         ask = panel.outcome if passed is None else panel.grade
         try:
-            return await _patiently("judge", lambda: ask(trajectory, rubric))
+            return await self._patiently("judge", lambda: ask(trajectory, rubric))
+        except ModelUnavailable as error:
+            return JudgeReport(missing=f"the judge was away: {error}")
         except BudgetExceeded as error:
             return JudgeReport(missing=f"the budget is spent: {error}")
         except (ModelRefused, ModelMisconfigured) as error:
@@ -80,15 +89,20 @@ class Counsel:
             for name in names
         )
 
+    @property
+    def suggests(self) -> bool:
+        """Is there anybody to suggest changes?"""
+        return self._proposer is not None
+
     async def suggestions(self, trajectory: Trajectory) -> tuple[Proposal, ...]:
         """Return the changes a model suggests for an attempt that failed; none without one."""
         proposer = self._proposer
         if proposer is None:
             return ()
         try:
-            return await _patiently("proposer", lambda: proposer.suggest(trajectory))
-        except (BudgetExceeded, ModelRefused, ModelMisconfigured) as error:
-            log.warning("proposer.refused", task_id=trajectory.task_id, error=str(error)[:500])
+            return await self._patiently("proposer", lambda: proposer.suggest(trajectory))
+        except (BudgetExceeded, ModelUnavailable, ModelRefused, ModelMisconfigured) as error:
+            log.warning("proposer.unheard", task_id=trajectory.task_id, error=str(error)[:500])
             return ()
 
     def _suggested(self, kind: str) -> None:
@@ -99,14 +113,22 @@ class Counsel:
         if self._metrics is not None:
             self._metrics.judge_answers.labels(kind).inc()
 
+    async def _patiently(self, who: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask until there is an answer, or its outage has lasted too long for everybody.
 
-async def _patiently(who: str, ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask until there is an answer; the caller is cancelled when the process drains."""
-    pause, longest = _PAUSES
-    while True:
-        try:
-            return await ask()
-        except ModelUnavailable as error:
-            log.warning(f"{who}.unavailable", error=str(error)[:500], again_in=pause)
-            await asyncio.sleep(max(pause, min(error.retry_after or 0.0, longest)))
-            pause = min(longest, pause * 2)
+        Raises what ``ask`` does; the caller is cancelled when the process drains.
+        """
+        pause, longest = _PAUSES
+        while True:
+            try:
+                answer = await ask()
+            except ModelUnavailable as error:
+                now = time.monotonic()
+                if now - self._away.setdefault(who, now) >= self._patience:
+                    raise
+                log.warning(f"{who}.unavailable", error=str(error)[:500], again_in=pause)
+                await asyncio.sleep(max(pause, min(error.retry_after or 0.0, longest)))
+                pause = min(longest, pause * 2)
+            else:
+                self._away.pop(who, None)
+                return answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 from common.approvals import Approval, Wait
 from common.review import DecisionName, Group, JudgeReport, Proposal, Review
 from common.revision import CannotApply, history_with, revised
-from common.task import Assignment, Change
+from common.task import Assignment, Change, digest
 from common.trajectory import Trajectory
 from reviewer.judge.panel import agreed
 from reviewer.policy import Policy, Ruling
@@ -58,6 +57,8 @@ class Reviewed:
     review: Review
     next: Assignment | None = None
     wait: Wait | None = None
+    again: bool = False
+    """Another revision is wanted, whether or not there is a change to make it of."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,23 @@ class _Verdict:
 
 
 def review(
-    trajectory: Trajectory, rules: Rules, seen: Seen = Seen(), *, reviewer: str, now: float
+    trajectory: Trajectory,
+    rules: Rules,
+    seen: Seen = Seen(),
+    *,
+    reviewer: str,
+    now: float,
+    delivery: int = 1,
 ) -> Reviewed:
-    """Judge one committed attempt and say what follows."""
+    """Judge one committed attempt and say what follows. ``delivery``: of its event."""
     found = assess(trajectory, rules.rubric, siblings=seen.siblings, report=seen.report)
     said = _decide(trajectory, found, seen)
     proposals: tuple[Proposal, ...] = ()
     changes: tuple[Change, ...] = ()
     revision, wait = None, None
-    if said.decision == "iterate":
-        ruled = authorise(
-            (*propose(trajectory), *seen.suggestions),
-            trajectory.assignment, rules.policy,
-        )  # fmt: skip
+    again = said.decision == "iterate"
+    if again:
+        ruled = _ruled(trajectory, found, rules, seen)
         proposals = tuple(proposal for proposal, _ in ruled)
         changes = tuple(_change(p) for p in proposals if p.level == "green" and not p.refused)
         asked = [(p, r) for p, r in ruled if p.level != "green" and not p.refused]
@@ -121,9 +126,11 @@ def review(
             rubric_sha256=rules.rubric.sha256,
             reviewed_at=now,
             reviewer=reviewer,
+            delivery=delivery,
         ),
         revision,
         wait,
+        again,
     )
 
 
@@ -169,6 +176,22 @@ def _unverified(trajectory: Trajectory, found: Assessment, seen: Seen) -> _Verdi
         return _Verdict("human", f"{why}; two judges agree, but its score is {score}", None)
     why = f"unverified; two judges agree that it was done; score {score} reaches {threshold}"
     return _Verdict("accepted", why, score, "judges")
+
+
+def _ruled(
+    trajectory: Trajectory, found: Assessment, rules: Rules, seen: Seen
+) -> list[tuple[Proposal, Ruling]]:
+    """Return all proposals with their levels, the rules' own first.
+
+    Where people are asked in any case, what a model suggests goes before the rules' proposals for
+    the same field: advice that is ready-made must not shut out advice that fits.
+    """
+    own, suggested = propose(trajectory), seen.suggestions
+    ruled = authorise((*own, *suggested), trajectory.assignment, rules.policy)
+    greens = any(p.level == "green" and not p.refused for p, _ in ruled)
+    if not suggested or not _should_ask(trajectory, found, rules, greens):
+        return ruled
+    return authorise((*suggested, *own), trajectory.assignment, rules.policy)
 
 
 def authorise(
@@ -217,6 +240,8 @@ def second_look(
     """Say why a person should look at an attempt before others; None for most."""
     if accepted_by == "judges":
         return "accepted by judges alone"
+    if report is not None and report.missing is not None and trajectory.verdict.passed:
+        return f"the judges were not heard on everything: {report.missing}"[:500]
     for one in report.judgements if report is not None else ():
         if one.spread is not None and one.spread > _MAX_SPREAD:
             return f"{one.model} cannot make up its mind about {one.criterion}"
@@ -244,8 +269,9 @@ def _wait(
 ) -> Wait:
     assignment = trajectory.assignment
     approvals = []
-    for number, (proposal, ruling) in enumerate(asked):
-        name = f"{assignment.task.scene}/{trajectory.task_id}/{trajectory.attempt_id}/{number}"
+    for proposal, ruling in asked:
+        about = [assignment.task.scene, trajectory.task_id, trajectory.attempt_id]
+        name = digest([*about, proposal.field, proposal.before, proposal.after])
         options: list[object] = []
         if ruling.level == "yellow":
             for value in (proposal.after, *proposal.options, proposal.before):
@@ -253,7 +279,7 @@ def _wait(
                     options.append(value)
         approvals.append(
             Approval(
-                approval_id=hashlib.sha256(name.encode()).hexdigest()[:10],
+                approval_id=name[:10],
                 proposal=proposal,
                 impact=ruling.impact,
                 people=ruling.people,

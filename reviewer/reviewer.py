@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -32,7 +32,8 @@ from reviewer.upkeep import Upkeep
 
 log = logger("reviewer")
 
-_AT_ONCE = 32
+_AT_ONCE = 128
+"""Reviews under way. Most take milliseconds; those that ask a model leave room for others."""
 _GC = 600.0
 """Seconds between two looks for consumers that are long gone."""
 _STORE_REST = 2.0
@@ -195,20 +196,23 @@ class Reviewer:
             self._heartbeat.drop(lease)
 
     async def _review(self, line: _Line, lease: Lease) -> None:
-        event = orjson.loads(lease.payload)
-        trajectory = await asyncio.to_thread(
-            self._store.read_attempt,
-            lease.task_id,
-            event["attempt_id"],
-            sha256=event.get("sha256"),
-        )
-        outcome = await self._judge(trajectory, line.rules)
-        # The file first: once settled, nobody would write it again.
-        await asyncio.to_thread(self._store.write_review, outcome.review)
-        # The event is proof enough of who won the entry; once settled, nobody would sweep either.
-        swept = await asyncio.to_thread(
-            self._store.sweep, lease.task_id, event["attempt_id"], scene=lease.scene
-        )
+        now = time.time()
+        # In threads: files are slow, and a long attempt takes longer than a heartbeat may wait.
+        trajectory, seen = await asyncio.to_thread(self._look, lease)
+        report = await self._counsel.report(trajectory, line.rules.rubric)
+        if report is not None:
+            trusted = self._counsel.trusts(report, line.rules.rubric)
+            seen = replace(seen, report=report, trusted=trusted)
+
+        def settled() -> Reviewed:
+            return review(
+                trajectory, line.rules, seen,
+                reviewer=self._consumer, now=now, delivery=lease.deliveries,
+            )  # fmt: skip
+
+        if self._counsel.suggests and (await asyncio.to_thread(settled)).again:
+            seen = replace(seen, suggestions=await self._counsel.suggestions(trajectory))
+        outcome, swept = await asyncio.to_thread(self._keep, settled, lease.scene)
         if swept:
             self._metrics.swept.labels(lease.scene).inc(len(swept))
             log.info("store.swept", task_id=lease.task_id, attempts=swept)
@@ -216,23 +220,23 @@ class Reviewer:
         self._upkeep.stir()
         self._count(lease.scene, outcome)
 
-    async def _judge(self, trajectory: Trajectory, rules: Rules) -> Reviewed:
-        """Ask whoever has to be asked, and review. Waits for models that are away."""
-        group, siblings = await asyncio.to_thread(self._tries.around, trajectory)
-        report = await self._counsel.report(trajectory, rules.rubric)
-        seen = Seen(
-            group, siblings, report, self._counsel.trusts(report, rules.rubric),
-            spent=self._spent(trajectory),
-        )  # fmt: skip
-        now = time.time()
-        found = review(trajectory, rules, seen, reviewer=self._consumer, now=now)
-        if found.next is None and found.wait is None:
-            return found
-        suggestions = await self._counsel.suggestions(trajectory)
-        if not suggestions:
-            return found
-        seen = Seen(group, siblings, report, seen.trusted, suggestions, seen.spent)
-        return review(trajectory, rules, seen, reviewer=self._consumer, now=now)
+    def _look(self, lease: Lease) -> tuple[Trajectory, Seen]:
+        """Read the attempt an event is about, and what there is around it."""
+        event = orjson.loads(lease.payload)
+        trajectory = self._store.read_attempt(
+            lease.task_id, event["attempt_id"], sha256=event.get("sha256")
+        )
+        group, siblings = self._tries.around(trajectory)
+        return trajectory, Seen(group, siblings, spent=self._spent(trajectory))
+
+    def _keep(self, settle: Callable[[], Reviewed], scene: str) -> tuple[Reviewed, list[str]]:
+        """Review, and write it down; returns also the attempts that were swept."""
+        outcome = settle()
+        said = outcome.review
+        # The file first: once settled, nobody would write it again.
+        self._store.write_review(said)
+        # The event is proof enough of who won the entry; once settled, nobody would sweep either.
+        return outcome, self._store.sweep(said.task_id, said.attempt_id, scene=scene)
 
     def _spent(self, trajectory: Trajectory) -> str | None:
         if self._watch is None:

@@ -15,6 +15,10 @@ _REMEMBERED = 8192
 """Attempts; a few hundred bytes each."""
 
 
+class _NotOurs(Exception):
+    """Of another scene's task, or broken by infrastructure: no try that counts."""
+
+
 class Tries:
     """Finds the first tries at a task in the store, each read once."""
 
@@ -45,19 +49,17 @@ class Tries:
             revision, sample, _ = attempt_id.split("-", 2)
             if revision != "r1":
                 continue
-            told = self._read(trajectory.task_id, attempt_id, scene)
-            if told is not None:
-                found[sample] = told  # of several, the last is the one that was committed
+            try:
+                found[sample] = self._read(trajectory.task_id, attempt_id, scene)
+            except (StoreError, _NotOurs):
+                continue  # of several, the last that counts is the one that was committed
         return list(found.values())
 
-    def _look(self, task_id: str, attempt_id: str, scene: str) -> Try | None:
-        try:
-            one = self._store.read_attempt(task_id, attempt_id)
-        except StoreError:
-            return None
+    def _look(self, task_id: str, attempt_id: str, scene: str) -> Try:
+        one = self._store.read_attempt(task_id, attempt_id)
         failure = one.failure
         if one.assignment.task.scene != scene or (
             failure is not None and failure.failure_class is not FailureClass.AGENT
         ):
-            return None
+            raise _NotOurs
         return Try(attempt_id, one.verdict.passed, one.verdict.reward, len(one.steps))

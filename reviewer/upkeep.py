@@ -6,9 +6,10 @@ import asyncio
 import time
 
 from common.audit import AuditLog
+from common.failures import ConfigurationError
 from common.logs import logger
 from common.metrics import Metrics
-from common.queue.connection import Server
+from common.queue.connection import Server, ServerGone
 from common.settings import Settings
 from common.store import Store, StoreError
 from common.waits import Waits
@@ -52,6 +53,10 @@ class Upkeep:
                 await self._log.copy(self._server, self._scenes)
             except (OSError, StoreError) as error:
                 log.error("audit.unwritten", error=str(error)[:500])
+            except (ServerGone, ConfigurationError):
+                raise
+            except Exception:  # the boundary of what runs beside: reviews go on, and so does it
+                log.exception("upkeep.failed")
             await asyncio.sleep(_PERIOD)
             try:
                 async with asyncio.timeout(max(0.0, look_at - time.monotonic())):
@@ -70,10 +75,7 @@ class Upkeep:
         for scene, waits in zip(self._scenes, self._waits, strict=True):
             for wait in await waits.expire(time.time()):
                 log.warning("approvals.expired", scene=scene, task_id=wait.task_id, unit=wait.unit)
-            pending = [a for wait in await waits.pending() for a in wait.pending]
-            for level in ("yellow", "red"):
-                count = sum(a.proposal.level == level for a in pending)
-                self._metrics.approvals_pending.labels(scene, level).set(count)
+            self._metrics.undecided.labels(scene).set(await waits.count())
         for one in await asyncio.to_thread(self._calibrations.all):
             self._metrics.judge_kappa.labels(one.scene, one.judge).set(
                 float("nan") if one.kappa is None else one.kappa

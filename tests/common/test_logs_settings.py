@@ -283,3 +283,30 @@ def test_settings_do_not_show_their_secrets(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, "swordfish")
     said = load()
     assert "swordfish" not in f"{said!r} {said} {said.model_dump()} {said.model_dump_json()}"
+
+
+def test_a_setting_that_should_be_json_and_is_not_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLEET_API_TOKENS", "secret-as-it-is")
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    assert "FLEET_API_TOKENS: must be JSON" in str(caught.value)
+    assert "secret-as-it-is" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["API_TOKENS", "JUDGES", "PROPOSER", "RUBRICS"])
+def test_an_empty_setting_is_one_that_is_not_set(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"FLEET_{name}", "")
+    empty = getattr(load(), name.lower())
+    monkeypatch.delenv(f"FLEET_{name}")
+    assert empty == getattr(load(), name.lower())
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "0", "1e300"])
+def test_a_wait_for_people_has_an_end(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FLEET_APPROVAL_TTL", value)
+    with pytest.raises(ConfigurationError, match="FLEET_APPROVAL_TTL"):
+        load()

@@ -77,3 +77,14 @@ def test_tasks_of_one_name_in_two_scenes_do_not_know_each_other(tmp_path: Path) 
     decide(tmp_path, line("a", "web", max_steps=20), revision=2, entry=NEW)
     assert finished(tmp_path, line("a"))
     assert finished(tmp_path, line("a", "web"))
+
+
+def test_what_waited_for_people_is_not_at_its_end(tmp_path: Path) -> None:
+    """The wait is gone with the queue: the task has to be tried and asked about again."""
+    decide(tmp_path, line("a"), "waiting", entry=OLD)
+    assert not finished(tmp_path, line("a"))
+    # Somebody had agreed to a change since, and its revision was under way.
+    decide(tmp_path, line("a", max_steps=20), "iterate", revision=2, entry=OLD + 1)
+    assert not finished(tmp_path, line("a"))
+    decide(tmp_path, line("a", max_steps=20), "accepted", revision=3, entry=OLD + 2)
+    assert finished(tmp_path, line("a"))

@@ -89,7 +89,7 @@ def test_what_was_meant_for_another_value_is_refused_and_asked_of_nobody() -> No
     got = of(ended(FAILED), EARLY, suggestions=(stale,))
     assert got.wait is None
     assert got.review.decision == "iterate"
-    assert got.review.proposals[-1].refused
+    assert [bool(p.refused) for p in got.review.proposals if p.by == "some-model"] == [True]
 
 
 def test_the_same_review_twice_asks_for_the_same_approvals() -> None:
@@ -177,3 +177,26 @@ def test_a_judge_that_cannot_make_up_its_mind_calls_for_a_second_look() -> None:
 def test_a_group_is_in_the_review_of_each_first_try() -> None:
     group = Group(size=2, passed=1, spread=1.0, best="a", attempts=("a", "b"))
     assert of(ended(PASSED, steps=(step(1),)), group=group).review.group == group
+
+
+def test_where_people_are_asked_anyway_advice_that_fits_goes_before_what_is_ready_made() -> None:
+    advice = Proposal(field="hints", before=[], after=["Use one print."], reason="", evidence=(1,),
+                      by="some-model")  # fmt: skip
+    got = of(ended(FAILED), EARLY, suggestions=(advice,))
+    assert got.wait is not None
+    assert [a.proposal.after for a in got.wait.approvals] == [["Use one print."]]
+    late = of(ended(FAILED), LATE, suggestions=(advice,))
+    assert late.next is not None and late.next.hints != ("Use one print.",)
+
+
+def test_a_model_is_asked_also_when_the_rules_have_nothing_left() -> None:
+    warm = judged(sampling={"temperature": 1.2})
+    first = ended(FAILED, assignment=Assignment(task=warm))
+    hints = of(first).review.changes[0].after
+    assert isinstance(hints, list)
+    told = Assignment(task=warm, hints=tuple(str(h) for h in hints))
+    got = of(ended(FAILED, assignment=told))
+    assert (got.review.decision, got.again) == ("rejected", True)
+    wording = of(ended(FAILED, assignment=told), LATE, suggestions=(WORDING,))
+    assert wording.review.decision == "waiting"
+    assert not of(ended(PASSED)).again

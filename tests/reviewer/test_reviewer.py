@@ -16,12 +16,14 @@ from common.metrics import Metrics
 from common.queue.committer import Committer, Done
 from common.queue.connection import Server
 from common.queue.scene_queue import SceneQueue
-from common.review import Review
+from common.review import DecisionName, JudgeReport, Review
 from common.serve import Health
 from common.settings import load
 from common.store import Store
-from common.trajectory import Trajectory
+from common.trajectory import Trajectory, Verdict
+from reviewer.counsel import Counsel
 from reviewer.reviewer import Reviewer
+from reviewer.rubric import Rubric
 from tests.exporters.attempts import attempt
 from tests.helpers import eventually, task, units
 
@@ -143,16 +145,66 @@ def _attempt_of(task_id: str, attempt_id: str) -> Trajectory:
 
 
 def test_a_reviewer_that_comes_late_changes_nothing_that_was_settled(tmp_path: Path) -> None:
+    """Whatever it would have decided: what a later delivery led to is what was settled."""
     store = Store(tmp_path)
 
-    def said(by: str, decision: str) -> Review:
+    def said(by: str, decision: DecisionName, delivery: int) -> Review:
         return Review(
             task_id="t", attempt_id="r1-s0-1-0-d1-a", revision=1, sample=0, passed=True, score=90,
             decision=decision, reason="", rubric="x", reviewed_at=time.time(), reviewer=by,
+            delivery=delivery,
         )  # fmt: skip
 
-    store.write_review(said("first", "accepted"))
-    path = store.review_path("t", "r1-s0-1-0-d1-a")
-    before = path.read_bytes()
-    store.write_review(said("late", "accepted"))
-    assert path.read_bytes() == before
+    def kept() -> str:
+        review = store.read_review("t", "r1-s0-1-0-d1-a")
+        assert review is not None
+        return review.reviewer
+
+    store.write_review(said("killed", "iterate", 1))
+    store.write_review(said("took-over", "accepted", 2))
+    assert kept() == "took-over", "what was written and never settled is replaced"
+    for decision in ("accepted", "iterate", "waiting"):
+        store.write_review(said("late", decision, 1))
+        assert kept() == "took-over"
+
+
+class Absent(Counsel):
+    """Its judge never answers."""
+
+    async def report(self, trajectory: Trajectory, rubric: Rubric) -> JudgeReport | None:
+        if trajectory.verdict.passed:
+            await asyncio.Event().wait()
+        return None
+
+
+async def test_reviews_that_wait_for_a_judge_hold_up_none_that_needs_none(
+    server: Server, tmp_path: Path
+) -> None:
+    settings = load(lease=2.0, redis_url=server.url, output=tmp_path, drain_grace=0.2)
+    store, queue = Store(tmp_path), SceneQueue(server, "code", consumer="w")
+    names = [f"passed{n}" for n in range(40)] + ["failed0", "failed1"]
+    await queue.publish([units(task(name, max_iterations=1)) for name in names])
+    committer = Committer(queue)
+    for lease in await queue.take(len(names)):
+        made = _attempt_of(lease.task_id, lease.attempt_id)
+        if lease.task_id.startswith("failed"):
+            made = made.model_copy(update={"verdict": Verdict(passed=False, reward=0.0)})
+        event = {"attempt_id": lease.attempt_id, "sha256": store.write_attempt(made)}
+        await committer.commit(lease, Done(orjson.dumps(event)))
+    draining = asyncio.Event()
+    reviewer = Reviewer(
+        settings, server, store, ["code"], Metrics(), Health(), consumer="r", counsel=Absent()
+    )
+    running = asyncio.create_task(reviewer.run(draining))
+
+    async def reviewed() -> bool:
+        return (await queue.counts())["reviewed"] == 2
+
+    await eventually(reviewed, "what failed is reviewed", within=20)
+    draining.set()
+    await asyncio.wait_for(running, 20)
+    # What waited is handed back, uncounted, for whoever comes next.
+    again = SceneQueue(server, "code", consumer="next", stage="review")
+    leases = await again.take(100)
+    assert len(leases) == 40
+    assert {lease.deliveries for lease in leases} == {1}
