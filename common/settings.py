@@ -140,8 +140,8 @@ class Settings(BaseSettings):
     """Tokens the run may use."""
     # The reviewer
     judges: str = "off"
-    """Models that grade what checks let through: `off`, `auto` (all configured providers, those
-    that did not act first), or names with commas between: `deepseek,openai:gpt-5-mini`."""
+    """Models that grade what checks let through: `off`, `auto` (every provider with a key;
+    who did not act goes first), or names with commas between: `deepseek,openai:gpt-5-mini`."""
     judge_votes: int = Field(default=3, ge=1, le=15)
     """Answers to each question, of which the median counts."""
     judge_floor: float = Field(default=0.6, ge=0, le=1)

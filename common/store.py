@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from common.failures import ConfigurationError
 from common.logs import logger
+from common.model import explain
 from common.review import Label, Review
 from common.trajectory import Blob, Trajectory
 
@@ -36,6 +37,8 @@ BLOB_FROM = 16 << 10
 _REVIEW = ".review.json"
 _HALF_WRITTEN = 86_400.0
 """Seconds after which nobody writes on a temporary file any more."""
+_PROBLEMS = 3
+"""So many of those that a file has are named."""
 _ATTEMPT = re.compile(r"r(\d+)-s(\d+)-(\d+)-(\d+)-d(\d+)-\w+")
 """Revision, sample, the two halves of the stream entry's id, delivery: `r1-s0-1700-0-d1-ab`."""
 
@@ -235,7 +238,7 @@ class Store:
         except OSError as error:
             raise StoreError(_hint(path, error)) from None
         except ValidationError as error:
-            raise Damaged(f"{path} is not a trajectory: {error}") from None
+            raise Damaged(_not_a("trajectory", path, error)) from None
 
     def read_review(self, task_id: str, attempt_id: str) -> Review | None:
         path = self.review_path(task_id, attempt_id)
@@ -243,11 +246,18 @@ class Store:
             return Review.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError) as error:
-            raise Damaged(f"{path} is not a review: {error}") from None
+        except OSError as error:
+            raise Damaged(_hint(path, error)) from None
+        except ValidationError as error:
+            raise Damaged(_not_a("review", path, error)) from None
 
-    def labels_of(self, task_id: str, attempt_id: str) -> list[Label]:
-        """Return what people said of an attempt, in the order they said it."""
+    def labels_of(
+        self, task_id: str, attempt_id: str, *, damaged: Callable[[str], object] | None = None
+    ) -> list[Label]:
+        """Return what people said of an attempt, in the order they said it.
+
+        Raises `Damaged` at the first that is none; with ``damaged``, tells it of each and goes on.
+        """
         folder = self._within("trajectories", task_id)
         start = f"{attempt_id}.label."
         found = []
@@ -259,8 +269,15 @@ class Store:
         for path in paths:
             try:
                 found.append(Label.model_validate_json(path.read_bytes()))
-            except (OSError, ValidationError) as error:
-                raise Damaged(f"{path} is not a label: {error}") from None
+            except OSError as error:
+                trouble = _hint(path, error)
+            except ValidationError as error:
+                trouble = _not_a("label", path, error)
+            else:
+                continue
+            if damaged is None:
+                raise Damaged(trouble)
+            damaged(trouble)
         return sorted(found, key=lambda label: (label.at, label.by))
 
     def attempts_of(self, task_id: str) -> list[str]:
@@ -280,10 +297,10 @@ class Store:
         with os.scandir(folder) as entries:
             return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
-    def reviewed(self) -> Iterator[Reviewed]:
+    def reviewed(self, damaged: Callable[[str], object] | None = None) -> Iterator[Reviewed]:
         """Every reviewed attempt, in a fixed order, one in memory at a time.
 
-        A damaged file costs itself only: it is logged and passed over.
+        A damaged file costs itself only: ``damaged`` is told, or else the log; it is passed over.
         """
         for task_id in self.tasks():
             for attempt_id in self.attempts_of(task_id):
@@ -292,7 +309,10 @@ class Store:
                     if review is not None:
                         yield Reviewed(self.read_attempt(task_id, attempt_id), review)
                 except StoreError as error:
-                    log.error("store.damaged", error=str(error)[:500])
+                    if damaged is None:
+                        log.error("store.damaged", error=str(error)[:500])
+                    else:
+                        damaged(str(error))
 
 
 def _plain(name: str) -> str:
@@ -308,6 +328,14 @@ def open_store(root: Path) -> Store:
     except StoreError as error:
         raise ConfigurationError(f"FLEET_OUTPUT: {error}") from None
     return store
+
+
+def _not_a(what: str, path: Path, error: ValidationError) -> str:
+    """Say what is wrong with a file, and nothing of what is in it."""
+    found = explain(error)
+    told = [why if field == "(line)" else f"{field}: {why}" for field, why in found[:_PROBLEMS]]
+    more = len(found) - len(told)
+    return f"{path} is not a {what}: " + "; ".join(told) + (f"; and {more} more" if more else "")
 
 
 def _hint(path: Path, error: OSError) -> str:

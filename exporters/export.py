@@ -6,7 +6,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import orjson
 
 from common.failures import FailureClass
 from common.review import Label, Review
-from common.store import Damaged, Reviewed, Store, StoreError
+from common.store import Reviewed, Store, StoreError
 from common.trajectory import Trajectory
 from exporters.labels import accepted_by, people_say
 from exporters.messages import NotExportable
@@ -70,12 +70,18 @@ def _unverified(review: Review, labels: Sequence[Label]) -> str:
     return f"unverified{accepted} (--include-unverified)"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exported:
     """What an export came to."""
 
-    rows: int
-    left_out: Counter[str]
+    rows: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    damaged: list[str] = field(default_factory=list)
+    """What is wrong with which file, a sentence each."""
+
+    def cannot_read(self, trouble: str) -> None:
+        self.damaged.append(trouble)
+        self.left_out["damaged"] += 1
 
 
 def export(
@@ -91,21 +97,20 @@ def export(
     Raises `StoreError` when it cannot be written.
     """
     project = FORMATS[fmt]
-    left_out: Counter[str] = Counter()
-    rows = 0
+    done = Exported()
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
-                for seen, item in enumerate(store.reviewed(), start=1):
+                for seen, item in enumerate(store.reviewed(done.cannot_read), start=1):
                     progress(seen)
-                    row = _row(store, item, selection, project)
+                    row = _row(store, item, selection, project, done.damaged)
                     if isinstance(row, str):
-                        left_out[row] += 1
+                        done.left_out[row] += 1
                     else:
                         file.write(orjson.dumps(row) + b"\n")
-                        rows += 1
+                        done.rows += 1
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(out)
@@ -113,16 +118,16 @@ def export(
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{out}: {error.strerror or error}") from None
-    return Exported(rows, left_out)
+    return done
 
 
 def _row(
-    store: Store, item: Reviewed, selection: Selection, project: Project
+    store: Store, item: Reviewed, selection: Selection, project: Project, damaged: list[str]
 ) -> dict[str, Any] | str:
     """Return an attempt's row, or why it has none."""
-    try:
-        labels = store.labels_of(item.review.task_id, item.review.attempt_id)
-    except Damaged:
+    before = len(damaged)
+    labels = store.labels_of(item.review.task_id, item.review.attempt_id, damaged=damaged.append)
+    if len(damaged) > before:
         return "damaged label"  # it might say that the attempt failed
     reason = selection.refuses(item, labels)
     if reason is not None:

@@ -109,7 +109,7 @@ def measure(store: Store) -> Agreement:
         for task_id in store.tasks():
             for attempt_id in store.attempts_of(task_id):
                 try:
-                    labels = store.labels_of(task_id, attempt_id)
+                    labels = store.labels_of(task_id, attempt_id, damaged=found.damaged.append)
                     review = store.read_review(task_id, attempt_id) if labels else None
                 except Damaged as error:
                     found.damaged.append(str(error))

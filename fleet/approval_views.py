@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from rich import box
 from rich.console import Group, RenderableType
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from common.approvals import Approval
@@ -21,7 +21,7 @@ from common.store import Store, StoreError
 from common.task import RevisionScore
 from common.trajectory import Step
 from console.desk import Found
-from console.shown import difference, text_of
+from console.shown import approving, difference, text_of
 from fleet.arguments import local_time
 from fleet.context import clean
 from fleet.history import LEVELS, changed, short
@@ -43,8 +43,9 @@ def span(seconds: float) -> str:
 def pending(found: Sequence[Found]) -> Table:
     """Return what waits as a table, soonest expiry first."""
     now = time.time()
-    heads = ("id", "level", "scene", "task", "field", "from → to", "asked", "expires", "people")
-    shown = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False)
+    heads = ("level", "scene", "task", "field", "from → to", "asked", "expires", "people")
+    ids = _ids(one.approval.approval_id for one in found)
+    shown = Table(ids, *heads, box=box.SIMPLE_HEAD, pad_edge=False)
     for one in found:
         wait, approval, proposal = one.wait, one.approval, one.approval.proposal
         left = wait.expires_at - now
@@ -60,7 +61,9 @@ def pending(found: Sequence[Found]) -> Table:
 
 def decided(lines: Iterable[dict[str, Any]]) -> Table:
     """Return decided approvals, as the audit log has them."""
-    shown = Table("id", "decided", "state", "scene", "task", "field", "by", "why", "then",
+    lines = list(lines)
+    ids = _ids(str(line["approval_id"]) for line in lines)
+    shown = Table(ids, "decided", "state", "scene", "task", "field", "by", "why", "then",
                   box=box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
     for line in lines:
         cells = ("state", "scene", "task_id", "field", "by", "why", "then")
@@ -71,6 +74,21 @@ def decided(lines: Iterable[dict[str, Any]]) -> Table:
             *(clean(str(line.get(cell) or "")) for cell in cells),
         )
     return shown
+
+
+def forgotten(lines: Sequence[dict[str, Any]]) -> RenderableType:
+    """Return what the audit log says of an approval that the server does not know any more."""
+    last = lines[-1]
+    head = Text.assemble((str(last["approval_id"]), "bold"), "  ")
+    head.append(clean(f"{last.get('scene')} · {last.get('task_id')} · {last.get('attempt_id')}"))
+    head.append(f"\nit was {last['state']}; the server has forgotten it, the audit log says:")
+    change = _diff(last.get("from"), last.get("to"))
+    return Group(head, _panel(str(last.get("field")), change), decided(lines))
+
+
+def _ids(ids: Iterable[str]) -> Column:
+    """Return a column of ids, whole however narrow the terminal: they are typed."""
+    return Column("id", no_wrap=True, min_width=max(map(len, ids), default=2))
 
 
 def level_of(approval: Approval) -> Text:
@@ -196,8 +214,7 @@ def _panel(title: str, body: Text) -> Panel:
 
 
 def _people(approval: Approval) -> str:
-    approved = {word.by.casefold() for word in approval.words if word.said == "approve"}
-    return f"{len(approved)} of {approval.people}"
+    return f"{approving(approval)} of {approval.people}"
 
 
 def _when(at: float) -> str:

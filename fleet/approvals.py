@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,15 +19,29 @@ from common.approvals import Word
 from common.failures import ConfigurationError
 from common.process import drain_on_signal
 from common.queue.connection import Server
+from common.review import Level
 from common.revision import CannotApply, value_of
 from common.settings import Settings
 from common.store import StoreError
 from common.waits import Contended, Decided
-from console.desk import Ambiguous, Desk, Found, Unfit, Unknown
+from console.access import Access, Lent
+from console.desk import Ambiguous, Desk, Forgotten, Found, Unfit, Unknown
 from console.shown import Detail, Item, what_follows
 from fleet import approval_views as views
 from fleet.arguments import SceneOption, Why
-from fleet.context import Output, clean, fail, out, settings_for, who, with_server
+from fleet.context import (
+    Output,
+    clean,
+    fail,
+    in_a_sentence,
+    lent,
+    lock_wanted,
+    out,
+    settings_for,
+    state_folder,
+    who,
+    with_server,
+)
 
 T = TypeVar("T")
 approvals_app = typer.Typer(
@@ -57,9 +71,13 @@ def approvals_list(
     settings = settings_for(output)
 
     async def look(desk: Desk) -> tuple[list[Found], list[dict[str, Any]]]:
-        found = await desk.pending(scene, level.value if level else None)
+        wanted: Level | None = level.value if level else None
+        found = await desk.pending(scene, wanted)
         lines = desk.decided().values() if every else []
-        return found, [line for line in lines if scene in (None, line.get("scene"))]
+        return found, [
+            line for line in lines
+            if scene in (None, line.get("scene")) and wanted in (None, line.get("level"))
+        ]  # fmt: skip
 
     found, lines = _at_desk(settings, look)
     if as_json:
@@ -78,11 +96,23 @@ def approvals_list(
 def approvals_show(approval: Id, as_json: Json = False, output: Output = None) -> None:
     """Show one approval: what is proposed and why, the difference, the impact, the scores."""
     settings = settings_for(output)
-    found = _at_desk(settings, lambda desk: desk.find(approval))
-    if as_json:
+
+    async def look(desk: Desk) -> Found | Forgotten:
+        try:
+            return await desk.find(approval)
+        except Forgotten as forgotten:
+            return forgotten
+
+    found = _at_desk(settings, look)
+    if isinstance(found, Forgotten):
+        if as_json:
+            _print({**found.lines[-1], "log": found.lines})
+        else:
+            out.print(views.forgotten(found.lines))
+    elif as_json:
         _print(Detail.of(found).model_dump(mode="json"))
-        return
-    out.print(views.everything(found, settings.output))
+    else:
+        out.print(views.everything(found, settings.output))
 
 
 @approvals_app.command("choose", epilog="Example: fleet approvals choose 3f9c --option 2")
@@ -135,6 +165,10 @@ def approvals_reject(approval: Id, why: Why = "", output: Output = None) -> None
 def approvals_serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8790,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="NAME", help="What a proxy calls this host; repeatable."),
+    ] = None,
     output: Output = None,
 ) -> None:
     """Serve approvals over HTTP (/api/approvals) to those who have a token."""
@@ -148,18 +182,37 @@ def approvals_serve(
     except ConfigurationError as error:
         fail(str(error), 78)
 
-    async def work(server: Server) -> None:
+    async def work() -> None:
         ending = asyncio.Event()
         drain_on_signal(ending)
-        await server.check()
-        desk = Desk(server, settings.output, ledger_ttl=settings.ledger_ttl)
-        with closing(listen(host, port)) as listening:
-            bound = listening.getsockname()[1]
-            shown = f"[{host}]" if ":" in host else host
-            out.print(f"approvals at http://{shown}:{bound}/api/approvals; Ctrl-C ends this")
-            await serve(make_app(desk, people, host=host), listening, ending)
+        async with _access(settings) as access:
+            async with access():
+                pass  # what is wrong with the server is said before anybody asks
+            with closing(listen(host, port)) as listening:
+                bound = listening.getsockname()[1]
+                shown = f"[{host}]" if ":" in host else host
+                out.print(f"approvals at http://{shown}:{bound}/api/approvals; Ctrl-C ends this")
+                app = make_app(access, people, host=host, names=names or ())
+                await serve(app, listening, ending)
 
-    with_server(settings, work, revive=True, share=True)
+    with in_a_sentence():
+        asyncio.run(work())
+
+
+def _access(settings: Settings) -> Access:
+    """Return the way to the approvals for a service, which outlives many a `fleet up`."""
+
+    def find() -> AbstractContextManager[Lent]:
+        return lent(settings, "fleet approvals serve")
+
+    def wanted() -> bool:
+        return lock_wanted(state_folder(settings.output))
+
+    async def open_desk(server: Server) -> Desk:
+        await server.check()
+        return Desk(server, settings.output, ledger_ttl=settings.ledger_ttl)
+
+    return Access(find, wanted, open_desk)
 
 
 def _at_desk(settings: Settings, work: Callable[[Desk], Awaitable[T]]) -> T:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 from rich.table import Table
 
+from common import audit as log
 from common.queue.connection import Server
 from common.queue.control import AUDIT
 from common.queue.keys import Keys
+from common.store import StoreError
 from fleet.arguments import ALL_SCENES, SceneOption, local_time
-from fleet.context import Output, clean, out, settings_for, with_server
+from fleet.context import Output, clean, guard, out, settings_for, with_server
 
 audit_app = typer.Typer()
 
@@ -43,11 +48,14 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     output: Output = None,
 ) -> None:
-    """Show who paused, cancelled, drained, retried, purged or set what, and why. Newest last."""
+    """Show who paused, cancelled, retried, set or approved what, and why. Newest last."""
     streams = {scene: Keys(scene).audit} if scene else {"": AUDIT}
     if not scene:
         streams |= {name: Keys(name).audit for name in ALL_SCENES}
-    rows = with_server(settings_for(output), lambda server: latest(server, streams, limit))
+    settings = settings_for(output)
+    said = guard(lambda: words(settings.output, scene, limit))
+    done = with_server(settings, lambda server: latest(server, streams, limit))
+    rows = sorted(done + said)[-limit:]
     if as_json:
         told = [
             {"at": datetime.fromtimestamp(row.at / 1000, UTC), "scene": row.scene, "by": row.by,
@@ -82,3 +90,45 @@ def _row(scene: str, entry: str, fields: dict[bytes, bytes]) -> Row:
     at, order = entry.split("-")
     by, action, target, detail = (said.get(k, "") for k in ("by", "action", "target", "detail"))
     return Row(int(at), int(order), scene, by, action, target, detail)
+
+
+def words(root: Path, scene: str | None, limit: int) -> list[Row]:
+    """Return the latest words on approvals in the log below the output folder ``root``.
+
+    What somebody asked for is left out where the log has what came of it. Raises `StoreError`.
+    """
+    try:
+        came_of = {_word(line) for line in _on_approvals(root, scene) if "entry" in line}
+        rows = (
+            _said(line)
+            for line in _on_approvals(root, scene)
+            if "entry" in line or _word(line) not in came_of
+        )
+        return sorted(deque(rows, maxlen=limit))
+    except OSError as error:
+        raise StoreError(f"{error.filename or root / 'audit'}: {error.strerror}") from None
+
+
+def _on_approvals(root: Path, scene: str | None) -> Iterator[dict[str, Any]]:
+    for line in log.read(root):
+        if line.get("approval_id") and line.get("by") and scene in (None, line.get("scene")):
+            yield line
+
+
+def _word(line: dict[str, Any]) -> tuple[str, str, str]:
+    return str(line["approval_id"]), str(line["by"]), str(line.get("at"))
+
+
+def _said(line: dict[str, Any]) -> Row:
+    """Return one word as a row, at the time of the server where it got there."""
+    at, order = int(float(line.get("at") or 0) * 1000), 0
+    action = str(line.get("said") or line.get("decision") or "")
+    if "entry" in line:
+        at, order = (int(part) for part in str(line["entry"]).split("-"))
+        state = str(line.get("state") or "")
+    else:
+        action, state = f"asked to {action}", ""
+    what = f"{line.get('field', '')} of {line.get('unit', '')} ({line['approval_id']})"
+    detail = ": ".join(part for part in (what, state, str(line.get("why") or "")) if part)
+    target = str(line.get("task_id", ""))
+    return Row(at, order, str(line.get("scene", "")), str(line["by"]), action, target, detail)

@@ -12,7 +12,7 @@ from rich.text import Text
 from exporters.export import FORMATS, Selection
 from exporters.export import export as write_export
 from fleet.arguments import scene_name
-from fleet.context import Output, err, fail, guard, out, settings_for, store_of
+from fleet.context import Output, clean, err, fail, guard, out, settings_for, store_of
 
 
 def export(
@@ -54,3 +54,5 @@ def export(
     out.print(f"{done.rows} rows in {target}")
     for reason, count in sorted(done.left_out.items()):
         out.print(Text(f"{count} left out: {reason}", style="dim"))
+    for trouble in done.damaged:
+        err.print(clean(f"left out: {trouble}", style="red"))

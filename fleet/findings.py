@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Group as Lines
@@ -12,31 +10,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from common import audit
 from common.review import Dimension, Group, JudgeReport, Proposal, Review
-from common.store import StoreError
 from common.task import Change
 from fleet.context import clean
-from fleet.history import LEVELS, Row, short
-
-Words = Mapping[str, Mapping[str, Any]]
-"""Approval id → the last thing the audit log says of it."""
-
-
-def words_on(root: Path, task_id: str) -> Words:
-    """Return what people said about a task's proposals, as the audit log below ``root`` has it.
-
-    Raises `StoreError` when it cannot be read.
-    """
-    found: dict[str, Mapping[str, Any]] = {}
-    try:
-        for line in audit.read(root, task_id=task_id):
-            # Lines without an entry say what a person asked for, not what came of it.
-            if line.get("approval_id") and "entry" in line:
-                found[str(line["approval_id"])] = line
-    except OSError as error:
-        raise StoreError(f"{error.filename or root / 'audit'}: {error.strerror}") from None
-    return found
+from fleet.history import LEVELS, Row, Words, ended, short
 
 
 def findings(
@@ -147,18 +124,24 @@ def _state(
         green = any(c.field == proposal.field and c.after == proposal.after for c in review.changes)
         if not green:
             return "not asked"
-        if after is None and review.decision == "waiting":
+        over = ended(review, words)
+        if after is None and review.decision == "waiting" and over is None:
             return "goes along with what people decide"
+        if after is None and over is not None and not over.goes_on:
+            return f"not applied: {over.how}"
         return f"applied in revision {review.revision + 1}"
     applied = _applied(approval, after)
     if applied is not None and after is not None:
         return f"applied in revision {after.revision}, by {', '.join(applied.by)} ({approval})"
     said = words.get(approval, {})
     state = said.get("state", "pending")
+    if state == "pending" and (over := ended(review, words)) is not None:
+        return f"{over.how} ({approval})"
     if state == "pending":
         return f"asked, no word yet: fleet approvals show {approval}"
     why = f": {said['why']}" if said.get("why") else ""
-    return f"{state} by {said.get('by', '?')}{why} ({approval})"
+    by = "" if state == "expired" else f" by {said.get('by') or '?'}"
+    return f"{state}{by}{why} ({approval})"
 
 
 def _applied(approval: str, after: Row | None) -> Change | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,15 +14,29 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from common import audit
 from common.failures import FailureClass
 from common.review import Label, Review
-from common.store import Damaged, Store
+from common.store import Damaged, Store, StoreError
 from common.task import Change
 from fleet.context import clean
 
 LEVELS = {"green": "green", "yellow": "yellow", "red": "red"}
 _DECISIONS = {"accepted": "bold green", "rejected": "red", "waiting": "yellow", "human": "yellow"}
 _SHORT = 60
+
+Words = Mapping[str, Mapping[str, Any]]
+"""Approval id, or attempt id of a cancelled unit → the last thing the audit log says of it, in the
+order it was said."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a unit of work ended that waited for people, or was to go on."""
+
+    how: str
+    goes_on: bool
+    """With a next revision; else the unit is over."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +55,13 @@ class Row:
     """What this revision changed against the one before."""
     hints: tuple[str, ...] = ()
     review: Review | None = None
+    ended: Ended | None = None
+    """Where its review says that the unit waits or goes on, and that is over."""
     labels: tuple[Label, ...] = ()
+    bad_labels: tuple[str, ...] = ()
+    """What is wrong with those that cannot be read."""
     trouble: str | None = None
-    """What is wrong with its files."""
+    """What is wrong with its other files."""
 
     @property
     def merit(self) -> tuple[bool, float, int]:
@@ -51,12 +70,51 @@ class Row:
         return (self.passed is True, self.reward or 0.0, score or 0)
 
 
-def history(store: Store, task_id: str) -> list[Row]:
+def words_on(root: Path, task_id: str) -> Words:
+    """Return what people said about a task's proposals, as the audit log below ``root`` has it.
+
+    Raises `StoreError` when it cannot be read.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    try:
+        for line in audit.read(root, task_id=task_id):
+            about = line.get("approval_id")
+            if about is None and line.get("decision") == "cancelled":
+                about = line.get("attempt_id")
+            # Lines without an entry say what a person asked for, not what came of it.
+            if about and "entry" in line:
+                found.pop(str(about), None)
+                found[str(about)] = line
+    except OSError as error:
+        raise StoreError(f"{error.filename or root / 'audit'}: {error.strerror}") from None
+    return found
+
+
+def ended(review: Review, words: Words) -> Ended | None:
+    """Say how a unit ended after its review; None where the review says it, or it still waits."""
+    if review.decision in ("waiting", "iterate") and review.attempt_id in words:
+        return Ended("cancelled", goes_on=False)
+    if review.decision != "waiting":
+        return None
+    last = next((words[a] for a in reversed(list(words)) if a in review.approvals), {})
+    by, goes_on = last.get("by") or "?", last.get("then") == "next"
+    if last.get("state") == "cancelled":
+        return Ended(f"cancelled by {by}", goes_on=False)
+    if not goes_on and last.get("then") != "rejected":
+        return None
+    if last.get("state") == "expired":
+        return Ended("expired", goes_on)
+    return Ended(f"{'decided' if goes_on else 'rejected'} by {by}", goes_on)
+
+
+def history(store: Store, task_id: str, words: Words | None = None) -> list[Row]:
     """Return a row for every attempt of a task: by sample, then revision, then age.
 
-    A damaged file costs its own row only. Raises `StoreError` when the store cannot be read.
+    ``words``: as `words_on` returns them. A damaged file costs only what it would have said.
+    Raises `StoreError` when the store cannot be read.
     """
-    rows = [_row(store, task_id, attempt_id) for attempt_id in store.attempts_of(task_id)]
+    attempts = store.attempts_of(task_id)
+    rows = [_row(store, task_id, attempt_id, words or {}) for attempt_id in attempts]
     return sorted(rows, key=lambda row: (row.sample, row.revision))
 
 
@@ -76,7 +134,7 @@ def table(rows: Sequence[Row], *, full: bool = False) -> Table:
     """Return the rows as a table, first tries and retries told apart, the best one marked."""
     shown = Table(box=box.SIMPLE_HEAD, title="history", title_justify="left", pad_edge=False)
     samples = len({row.sample for row in rows}) > 1
-    labelled = any(row.labels for row in rows)
+    labelled = any(row.labels or row.bad_labels for row in rows)
     heads = ["sample"] * samples + ["revision", "attempt", "verdict", "score", "decision"]
     for head in (*heads, *["people say"] * labelled, "how it came about"):
         shown.add_column(head, justify="right" if head == "score" else "left")
@@ -103,8 +161,10 @@ def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "reward": row.reward, "broken": row.broken, "trouble": row.trouble,
             "score": row.review.score if row.review else None,
             "decision": row.review.decision if row.review else None,
+            "ended": row.ended.how if row.ended else None,
             "changes": [c.model_dump(mode="json", by_alias=True) for c in row.changes],
             "hints": list(row.hints), "labels": dict(Counter(x.verdict for x in row.labels)),
+            "bad_labels": list(row.bad_labels),
             "best": best is not None and row.attempt_id == best.attempt_id,
         }
         for row in rows
@@ -141,22 +201,37 @@ def changed(change: Change, *, full: bool = False) -> Text:
     return line
 
 
-def _row(store: Store, task_id: str, attempt_id: str) -> Row:
+def _row(store: Store, task_id: str, attempt_id: str, words: Words) -> Row:
+    """Read each file of an attempt on its own: the others say what they say."""
+    troubles: list[str] = []
+    bad_labels: list[str] = []
+    trajectory = review = None
     try:
         trajectory = store.read_attempt(task_id, attempt_id)
-        failure = trajectory.failure
-        broken = failure is not None and failure.failure_class is not FailureClass.AGENT
-        return Row(
-            task_id, attempt_id, trajectory.revision, trajectory.sample,
-            passed=trajectory.verdict.passed, reward=trajectory.verdict.reward,
-            broken=failure.kind.value if failure is not None and broken else None,
-            changes=trajectory.assignment.changes, hints=trajectory.assignment.hints,
-            review=store.read_review(task_id, attempt_id),
-            labels=tuple(store.labels_of(task_id, attempt_id)),
-        )  # fmt: skip
     except Damaged as error:
+        troubles.append(str(error))
+    try:
+        review = store.read_review(task_id, attempt_id)
+    except Damaged as error:
+        troubles.append(str(error))
+    labels = store.labels_of(task_id, attempt_id, damaged=bad_labels.append)
+    told: dict[str, Any] = {
+        "review": review, "ended": ended(review, words) if review else None,
+        "labels": tuple(labels), "bad_labels": tuple(bad_labels),
+        "trouble": "; ".join(troubles) or None,
+    }  # fmt: skip
+    if trajectory is None:
         revision, sample = (int(part[1:]) for part in attempt_id.split("-")[:2])
-        return Row(task_id, attempt_id, revision, sample, trouble=str(error))
+        passed = review.passed if review else None
+        return Row(task_id, attempt_id, revision, sample, passed=passed, **told)
+    failure = trajectory.failure
+    broken = failure is not None and failure.failure_class is not FailureClass.AGENT
+    return Row(
+        task_id, attempt_id, trajectory.revision, trajectory.sample,
+        passed=trajectory.verdict.passed, reward=trajectory.verdict.reward,
+        broken=failure.kind.value if failure is not None and broken else None,
+        changes=trajectory.assignment.changes, hints=trajectory.assignment.hints, **told,
+    )  # fmt: skip
 
 
 def _verdict(row: Row) -> Text:
@@ -179,8 +254,11 @@ def _score(row: Row) -> Text:
 
 def _decision(row: Row) -> Text:
     if row.review is None:
-        return Text("no result" if row.broken or row.trouble else "in review", style="dim")
+        what = "unknown" if row.trouble else "no result" if row.broken else "in review"
+        return Text(what, style="dim")
     text = Text(row.review.decision, style=_DECISIONS.get(row.review.decision, ""))
+    if row.ended is not None:
+        text = clean(row.ended.how, style="dim" if row.ended.goes_on else "red")
     if row.review.accepted_by == "judges":
         text.append(" by judges", style="yellow")
     if row.review.second_look:
@@ -189,7 +267,9 @@ def _decision(row: Row) -> Text:
 
 
 def _labels(row: Row) -> Text:
-    said = Counter(label.verdict for label in row.labels)
+    said: Counter[str] = Counter(label.verdict for label in row.labels)
+    if row.bad_labels:
+        said["damaged"] = len(row.bad_labels)
     return Text(", ".join(f"{n} {verdict}" for verdict, n in sorted(said.items())))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -37,15 +38,9 @@ from fleet.context import (
     state_folder,
     store_of,
 )
-from reviewer.judge.calibration import (
-    Calibration,
-    Calibrations,
-    Candidate,
-    calibrate,
-    candidates,
-    sample,
-)
-from reviewer.judge.panel import Judge
+from reviewer.judge.asking import Judge
+from reviewer.judge.calibration import Calibration, Calibrations, calibrate
+from reviewer.judge.candidates import Candidate, candidates, sample
 from reviewer.rubric import rubric_for
 
 judge_app = typer.Typer(
@@ -80,9 +75,15 @@ def judge_calibrate(
     settings = settings_for(output)
     store = store_of(settings)
     names = judge or ("auto" if settings.judges == "off" else settings.judges)
-    found = _candidates(store, scene, include_embedded)
+    left_out: Counter[str] = Counter()
+    found = _candidates(store, scene, include_embedded, left_out)
     if not found:
-        fail("no attempt with a verdict is stored here" + (f" of scene {scene}" if scene else ""))
+        others = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+        fail(
+            "no attempt of a model with a verdict is stored here"
+            + (f" of scene {scene}" if scene else "")
+            + (f"; left out: {others}" if others else "")
+        )
     done: list[Calibration] = []
     try:
         folder = settings.output / "calibrations"
@@ -110,18 +111,20 @@ def judge_show(output: Output = None) -> None:
     _print(settings, found)
 
 
-def _candidates(store: Store, scene: str | None, embedded: bool) -> list[Candidate]:
+def _candidates(
+    store: Store, scene: str | None, embedded: bool, left_out: Counter[str]
+) -> list[Candidate]:
     with Progress(
         TextColumn("{task.completed} attempts read"), console=err, transient=True,
         disable=not err.is_terminal,
     ) as bar:  # fmt: skip
         job = bar.add_task("", total=None)
-        found = guard(
+        return guard(
             lambda: candidates(
-                store, embedded=embedded, told=lambda read: bar.update(job, completed=read)
+                store, embedded=embedded, scene=scene, left_out=left_out,
+                told=lambda read: bar.update(job, completed=read),
             )
-        )
-    return [one for one in found if scene in (None, one.scene)]
+        )  # fmt: skip
 
 
 async def _measure(
@@ -135,7 +138,10 @@ async def _measure(
     """Measure every judge on every scene; what is finished is written, and added to ``done``."""
     async with _connected(settings, names) as models:
         judges = [
-            Judge(one, votes=settings.judge_votes, deadline=settings.llm_deadline) for one in models
+            Judge(
+                model, votes=settings.judge_votes, deadline=settings.llm_deadline, endpoint=endpoint
+            )
+            for model, endpoint in models
         ]
         work = []
         for scene in sorted({one.scene for one in found}):
@@ -156,8 +162,11 @@ async def _measure(
 
 
 @asynccontextmanager
-async def _connected(settings: Settings, names: str) -> AsyncIterator[list[ChatModel]]:
-    """Connect to models through the fleet's limits and budgets, if a fleet is there."""
+async def _connected(settings: Settings, names: str) -> AsyncIterator[list[tuple[ChatModel, str]]]:
+    """Connect to models through the fleet's limits and budgets, if a fleet is there.
+
+    Yields each with the URL it is served at; the embedded one's is another at each start.
+    """
     configs = named(settings, names)
     server = await _server(settings)
     gate = watch = None
@@ -167,7 +176,8 @@ async def _connected(settings: Settings, names: str) -> AsyncIterator[list[ChatM
             gate, watch = Gate(server, consumer_name()), BudgetWatch(server)
             await watch.start()
         models = connect(settings, configs=configs, gate=gate, watch=watch)
-        yield models
+        urls = ["" if one.source == "embedded" else one.base_url or "" for one in configs]
+        yield list(zip(models, urls, strict=True))
     finally:
         for model in models:
             await model.close()
@@ -199,7 +209,9 @@ def _print(settings: Settings, found: Sequence[Calibration]) -> None:
     calibrations, floor = Calibrations(settings.output), settings.judge_floor
     for one in found:
         rubric = rubric_for(one.scene, settings.rubrics)
-        why = calibrations.objection(one.scene, one.judge, rubric, floor=floor)
+        why = calibrations.objection(
+            one.scene, one.judge, rubric, floor=floor, votes=settings.judge_votes
+        )
         trusted = Text("yes", style="green") if why is None else clean(f"no: {why}", style="yellow")
         ratios = (one.balanced_accuracy, one.kappa, one.auc)
         shown.add_row(

@@ -72,6 +72,7 @@ class Diff:
 class Rescored:
     """What it came to."""
 
+    tasks: int = 0
     attempts: int = 0
     written: int = 0
     decisions: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -115,6 +116,8 @@ def rescore(
         found = guard(lambda: score_again(store, rubric_of, wanted, write=not dry_run))
     except ConfigurationError as error:
         fail(str(error), 78)
+    if task is not None and not found.tasks:
+        fail(f"--task: no task's id matches {task!r}")
     if as_json:
         data = orjson.dumps(_as_dict(found), option=orjson.OPT_INDENT_2)
         print(data.decode())  # noqa: T201
@@ -130,6 +133,7 @@ def score_again(store: Store, rubric_of: RubricOf, wanted: Selected, *, write: b
     """Assess attempts anew, one in memory at a time; damaged ones are named and left out."""
     found, tries = Rescored(), Tries(store)
     tasks = [t for t in store.tasks() if wanted.task is None or fnmatchcase(t, wanted.task)]
+    found.tasks = len(tasks)
     with Progress(
         BarColumn(), TextColumn("{task.completed}/{task.total} tasks"), console=err, transient=True
     ) as bar:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import io
 import re
+import sys
 import time
 from collections.abc import Iterator
 from enum import StrEnum
@@ -64,6 +66,8 @@ class FailureType(StrEnum):
 
 
 Full = Annotated[bool, typer.Option("--full", help="Long results too.")]
+_NOTE = 4000
+"""Characters a note may have: what `Label.note` takes."""
 _WIDTH = 100
 """Columns of a transcript that is written to a file."""
 
@@ -113,6 +117,10 @@ def review_label(
     output: Output = None,
 ) -> None:
     """Say what you think of an attempt. Saying it again replaces what you said."""
+    if (wrong := _wrong_with(note)) is not None:
+        fail(f"--note: {wrong}", 2)
+    if verdict is VerdictWord.PASS and failure_type is not None:
+        fail(f"--failure-type: {failure_type} cannot be what went wrong in a pass", 2)
     store = store_of(settings_for(output))
     if attempt_id not in guard(lambda: store.attempts_of(task_id)):
         fail(f"no attempt {attempt_id!r} of {task_id!r}")
@@ -131,12 +139,13 @@ def next_for(store: Store, by: str, scene: str | None = None) -> Trajectory | No
     heapq.heapify(waiting)
     while waiting:
         _, _, task_id, attempt_id = heapq.heappop(waiting)
+        # A label that cannot be read costs itself only: who said it is asked again.
+        if any(x.by == by for x in store.labels_of(task_id, attempt_id, damaged=_pass_over)):
+            continue
         try:
-            if any(label.by == by for label in store.labels_of(task_id, attempt_id)):
-                continue
             trajectory = store.read_attempt(task_id, attempt_id)
         except Damaged as error:
-            err.print(clean(f"passed over: {error}", style="yellow"))
+            _pass_over(str(error))
             continue
         if scene in (None, trajectory.assignment.task.scene):
             return trajectory
@@ -154,12 +163,16 @@ def _candidates(store: Store) -> Iterator[tuple[int, str, str, str]]:
                 try:
                     review = store.read_review(task_id, attempt_id)
                 except Damaged as error:
-                    err.print(clean(f"passed over: {error}", style="yellow"))
+                    _pass_over(str(error))
                     continue
                 bar.advance(job)
                 if review is not None:
                     order = hashlib.sha256(f"{task_id}/{attempt_id}".encode()).hexdigest()
                     yield _urgency(review), order, task_id, attempt_id
+
+
+def _pass_over(trouble: str) -> None:
+    err.print(clean(f"passed over: {trouble}", style="yellow"))
 
 
 def _urgency(review: Review) -> int:
@@ -169,7 +182,10 @@ def _urgency(review: Review) -> int:
 
 
 def _asked(trajectory: Trajectory, by: str) -> Label:
-    """Ask on the terminal what a person thinks."""
+    """Ask on the terminal what a person thinks; what cannot be kept is asked for again."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # Bytes that are not UTF-8 reach the question they answer; else they would end the command.
+        sys.stdin.reconfigure(errors="surrogateescape")
     verdict = typer.prompt(f"Did it do what was asked? ({', '.join(VerdictWord)})",
                            value_proc=_read_verdict)  # fmt: skip
     score = typer.prompt(
@@ -181,7 +197,7 @@ def _asked(trajectory: Trajectory, by: str) -> Label:
         kind = typer.prompt(
             "Which, or nothing", default="", show_default=False, value_proc=_read_failure
         )
-    note = typer.prompt("A note, or nothing", default="", show_default=False)
+    note = typer.prompt("A note, or nothing", default="", show_default=False, value_proc=_read_note)
     return _label(trajectory.task_id, trajectory.attempt_id, by, verdict, score, kind, note)
 
 
@@ -206,6 +222,27 @@ def _read_score(text: str) -> int | None:
     if not re.fullmatch(r"[0-9]{1,3}", text) or int(text) > 100:
         raise typer.BadParameter(f"{text!r} is no number from 0 to 100")
     return int(text)
+
+
+def _read_note(text: str) -> str:
+    if (wrong := _wrong_with(text)) is not None:
+        raise typer.BadParameter(wrong)
+    return text
+
+
+def _wrong_with(note: str) -> str | None:
+    """Return why a note cannot be kept."""
+    if len(note) > _NOTE:
+        return f"a note has at most {_NOTE:,} characters; these are {len(note):,}"
+    return None if note.isascii() or _is_utf8(note) else "what was typed is not UTF-8"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _label(

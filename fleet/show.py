@@ -7,16 +7,15 @@ from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
 from common.review import Review
-from common.store import Store
 from common.trajectory import Step, Trajectory
 from fleet import history as past
 from fleet.context import Output, clean, fail, guard, out, settings_for, store_of
-from fleet.findings import findings, words_on
+from fleet.findings import findings
 
 _SHOWN = 4000
 
@@ -45,35 +44,42 @@ def show_command(
     if as_json and not history:
         sys.stdout.buffer.write(store.attempt_path(task_id, chosen).read_bytes() + b"\n")
         return
+    words = guard(lambda: past.words_on(store.root, task_id))
     if not history:
         trajectory = guard(lambda: store.read_attempt(task_id, chosen))
         review = guard(lambda: store.read_review(task_id, chosen))
-        show(out, trajectory, review, full=full)
-    rows = guard(lambda: past.history(store, task_id))
+        ended = past.ended(review, words) if review is not None else None
+        out.print(transcript(trajectory, review, full=full, ended=ended))
+    rows = guard(lambda: past.history(store, task_id, words))
     if as_json:
         data = orjson.dumps(past.as_dicts(rows), option=orjson.OPT_INDENT_2)
         print(data.decode())  # noqa: T201
         return
     out.print(past.table(rows, full=full))
     if not history:
-        _show_findings(store, rows, chosen, full)
+        _show_findings(rows, words, chosen, full)
 
 
-def _show_findings(store: Store, rows: list[past.Row], chosen: str, full: bool) -> None:
+def _show_findings(rows: list[past.Row], words: past.Words, chosen: str, full: bool) -> None:
     """Say what the review of the chosen attempt found, or else the last one that has a review."""
     reviews = {row.attempt_id: row.review for row in rows if row.review is not None}
     review = reviews.get(chosen) or (list(reviews.values())[-1] if reviews else None)
     if review is not None:
-        words = guard(lambda: words_on(store.root, review.task_id))
         out.print(findings(review, rows, words, full=full))
 
 
 def transcript(
-    trajectory: Trajectory, review: Review | None, *, full: bool, blind: bool = False
+    trajectory: Trajectory,
+    review: Review | None,
+    *,
+    full: bool,
+    blind: bool = False,
+    ended: past.Ended | None = None,
 ) -> RenderableType:
     """Return the whole attempt; nothing in it can style or escape the terminal.
 
-    ``blind``: without who acted and what checks, judges and reviewers say of it.
+    ``blind``: without who acted and what checks, judges and reviewers say of it; ``ended``: how
+    the waiting ended that the review speaks of.
     """
     task = trajectory.assignment.task
     head = Text.assemble(
@@ -102,9 +108,11 @@ def transcript(
     parts.append(_verdict(trajectory))
     if review is not None:
         score = "no score" if review.score is None else f"score {review.score}"
-        parts.append(clean(f"review: {review.decision}, {score}: {review.reason}", style="bold"))
+        decision = review.decision if ended is None else f"{review.decision}, {ended.how}"
+        parts.append(clean(f"review: {decision}, {score}: {review.reason}", style="bold"))
+        label = "next" if ended is None or ended.goes_on else "not applied"
         for change in review.changes:
-            parts.append(Text("  next: ") + past.changed(change, full=full))
+            parts.append(Text(f"  {label}: ") + past.changed(change, full=full))
     return Group(*parts)
 
 
@@ -156,7 +164,3 @@ def _verdict(trajectory: Trajectory) -> RenderableType:
         detail = f": {check.detail}" if check.detail else ""
         lines.append(clean(f"\n  {mark} {check.id}{detail}"))
     return lines
-
-
-def show(console: Console, trajectory: Trajectory, review: Review | None, *, full: bool) -> None:
-    console.print(transcript(trajectory, review, full=full))

@@ -33,7 +33,7 @@ _ROWS = (
     ("dead", "dead", "bold red"),
 )  # fmt: skip
 """What a row is called, the count or counter behind it, and its style when it is not 0."""
-_LIVE = {"waiting", "running", "delayed", "reviewing"}
+_LIVE = {"waiting", "running", "delayed", "reviewing", "undecided"}
 """Of those, what is counted by looking; the rest are counters."""
 
 _ALWAYS = (
@@ -44,7 +44,6 @@ _ALWAYS = (
     "waited",
     "dead",
     "held",
-    "undecided",
     "accepted_first",
     "accepted_retried",
     *(f"tasks_{e}" for e in ENDS),
@@ -82,7 +81,7 @@ class Snapshot:
 def goes_on(counts: Counts) -> bool:
     """Say whether anything is left to do but for people."""
     work = counts.waiting + counts.running + counts.delayed + counts.reviewing + counts["held"]
-    return bool(counts.open_tasks) and (work > 0 or not counts["undecided"])
+    return bool(counts.open_tasks) and (work > 0 or not counts.undecided)
 
 
 async def look(server: Server) -> Snapshot:
@@ -130,7 +129,7 @@ def as_dict(snapshot: Snapshot) -> dict[str, dict[str, Any]]:
             "waiting": c.waiting, "running": c.running, "delayed": c.delayed,
             "reviewing": c.reviewing, "paused": c.paused, "open_tasks": c.open_tasks,
             "unaccounted": c.unaccounted, "workers": snapshot.workers.get(name, 0),
-            **dict.fromkeys(_ALWAYS, 0), **c.counters,
+            **dict.fromkeys(_ALWAYS, 0), **c.counters, "undecided": c.undecided,
         }
         for name, c in snapshot.scenes.items()
     }  # fmt: skip
@@ -167,8 +166,8 @@ def remarks(snapshot: Snapshot) -> list[str]:
             found.append(f"{name}: {_no_workers(name, counts)}")
         if counts["human"]:
             found.append(
-                f"{name}: {counts['human']} unverified: no checks, so a person must look "
-                "(fleet review next)"
+                f"{name}: {counts['human']} came to no verdict: "
+                "fleet review next shows those you have not seen"
             )
         if counts["dead"]:
             found.append(f"{name}: {counts['dead']} dead letters: fleet dead list")
@@ -203,7 +202,7 @@ def _asked(snapshot: Snapshot) -> list[tuple[str, str]]:
         (name, f"{name}: {_number(people, 'task waits', 'tasks wait')} for a person: "
          "fleet approvals list")
         for name, counts in snapshot.scenes.items()
-        if (people := counts["undecided"])
+        if (people := counts.undecided)
     ]  # fmt: skip
 
 

@@ -59,6 +59,7 @@ class Counsel:
         )
         self._calibrations = calibrations
         self._floor = floor
+        self._votes = votes
         self._patience = patience
         self._away: dict[str, float] = {}
         """Since when whom we asked has been away (monotonic)."""
@@ -73,11 +74,9 @@ class Counsel:
             return await self._patiently("judge", lambda: ask(trajectory, rubric))
         except ModelUnavailable as error:
             return JudgeReport(missing=f"the judge was away: {error}")
-        except BudgetExceeded as error:
-            return JudgeReport(missing=f"the budget is spent: {error}")
-        except (ModelRefused, ModelMisconfigured) as error:
-            log.warning("judge.refused", task_id=trajectory.task_id, error=str(error)[:500])
-            return JudgeReport(missing=f"the judge refused: {error}")
+        except ModelMisconfigured as error:
+            log.warning("judge.misconfigured", task_id=trajectory.task_id, error=str(error)[:500])
+            return JudgeReport(missing=f"the judge could not be asked: {error}")
 
     def trusts(self, report: JudgeReport | None, rubric: Rubric) -> bool:
         """Do all judges of ``report`` agree with verifiers well enough to accept something?"""
@@ -85,7 +84,9 @@ class Counsel:
             return False
         names = {judgement.model for judgement in report.judgements}
         return bool(names) and all(
-            self._calibrations.trusted(rubric.scene, name, rubric, floor=self._floor)
+            self._calibrations.trusted(
+                rubric.scene, name, rubric, floor=self._floor, votes=self._votes
+            )
             for name in names
         )
 

@@ -2,22 +2,27 @@
 
 A name, path, id or number that neither the task nor any earlier result holds was made up, or
 guessed. Prose and programs are the agent's own and are not looked up; nor are the settings of a
-call, such as a time limit or where on a screen to tap.
+call, such as a time limit or where on a screen to tap, and how it calls a file it creates. What
+it writes itself does not make a value known: else a comment could vouch for what it made up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from pydantic import JsonValue
 
-from common.trajectory import Trajectory
+from common.trajectory import Step, Trajectory
 
 _PROSE = {
     "answer", "body", "cmd", "code", "command", "comment", "content", "contents", "data",
-    "description", "diff", "explanation", "expression", "file_content", "html", "input",
-    "input_text", "instruction", "instructions", "message", "new_str", "note", "notes",
+    "description", "diff", "explanation", "expression", "file_content", "file_text", "html",
+    "input", "input_text", "instruction", "instructions", "message", "new_str", "note", "notes",
     "old_str", "patch", "pattern", "plan", "program", "prompt", "queries", "query", "question",
     "questions", "reason", "reasoning", "regex", "replacement", "script", "search_query",
     "source_code", "sql", "stdin", "subject", "summary", "text", "thought", "title",
@@ -31,55 +36,112 @@ _CHOSEN = {
 }  # fmt: skip
 """Settings of a call: the agent's to choose."""
 _OWN = _PROSE | _CHOSEN
+_CONTENT = {"content", "contents", "file_content", "file_text", "source_code"}
+"""Arguments that become a file."""
+_CREATES = re.compile(r"write|creat|save|append|mkdir|touch")
+"""In the name of a tool that makes what its path names."""
+_PLACES = {
+    "dir", "directory", "file", "file_name", "file_path", "filename", "filepath", "folder", "path",
+}  # fmt: skip
+"""Where a file is, or is to be."""
+_TARGETS = {"dest_path", "destination_path", "dst", "new_path", "output_file", "output_path"}
+"""Where a file is to be, whatever the tool."""
 Forms = tuple[str, ...]
 """The ways one value may be written."""
 _LONGEST = 200
 """Characters of a string that is still looked up."""
 _MOST_WORDS = 8
 """Of a string that is no sentence."""
-_MOST_SCANNED = 32 << 20
-"""Characters searched for one attempt, about 15 ms. Only attempts of hundreds of steps with
-long results and many values that occur nowhere need more; of theirs, an even sample counts."""
+_MOST_LEAVES = 20_000
+"""Arguments looked at in one attempt, spread over its steps; about 30 ms."""
+_MOST_SCANNED = 40 << 20
+"""Characters searched for one attempt, 4.5 ns each at worst and a tenth of that mostly. Only
+attempts of hundreds of steps with long results need more; of their values, an even sample counts.
+"""
+_LINEAR_FROM = 30_000
+"""Characters from which `str.find` never looks at one twice; below, at worst once for every
+second character of what it is looking for (CPython's fastsearch.h), a fifth as slow each."""
+_LOWERING = 3
+"""Putting a character beyond ASCII in lower case takes as long as searching so many."""
+_MOST_INSIDE = 2000
+"""Mentions of a number inside longer ones, after which it is not there."""
+_INSIDE = 100
+"""A mention inside a longer number takes as long as searching so many characters."""
+_RUN = re.compile(r"\d{0,1000}")
 _STRIDE = 7919
 """A prime: every so many values modulo their number gives an even sample of them."""
 
 
-class _Seen:
-    """The texts an agent has come across, oldest first, searched from the newest."""
+@dataclass(frozen=True)
+class _Use:
+    """Where a value was first used, and what had been seen and written until then."""
+
+    step_id: int
+    seen: int
+    written: int | None
+    """None: to have written of it proves nothing."""
+
+
+class _Texts:
+    """Texts in the order an agent came across them, searched from the newest."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
-        self._lowered: dict[int, str] = {}
+        self._newest_first: str | None = None
+        self._lowered: str | None = None
+        self._ascii = True
+        self.size = 0
         self.scanned = 0
-
-    def __len__(self) -> int:
-        return len(self._texts)
 
     def add(self, text: str) -> None:
         if text:
             self._texts.append(text)
+            self._ascii = self._ascii and text.isascii()
+            self.size += len(text) + 1
 
-    def has(self, forms: Forms, among: int) -> bool:
-        """Whether one of ``forms`` occurs in the first ``among`` texts, in upper or lower case."""
-        if any(self._find(form, among, self._texts.__getitem__) for form in forms):
-            return True
-        lower = forms[0].lower()
-        return lower != lower.upper() and self._find(lower, among, self._lower)
+    def price(self, forms: Forms, size: int) -> int:
+        """Return the most characters it can take to look up ``forms`` in the oldest ``size``."""
+        scan = size * _again(size, max(map(len, forms)))
+        lowering = 0 if self._lowered else scan + self._lowering()
+        return scan * len(forms) + lowering
 
-    def _find(self, form: str, among: int, text_of: Callable[[int], str]) -> bool:
-        for index in range(among - 1, -1, -1):
-            text = text_of(index)
-            self.scanned += len(text)
-            if _occurs(form, text):
+    def have(self, forms: Forms, size: int) -> bool:
+        """Whether one of ``forms`` is in the oldest ``size`` characters, in whatever case."""
+        start = self.size - size
+        if self._lowered is None:
+            # Most values are found as they are, and most attempts need no lower case.
+            if self._newest_first is None:
+                self._newest_first = "\n".join(["", *reversed(self._texts)])
+            if any(self._find(form, self._newest_first, start) for form in forms):
                 return True
-        return False
+            if forms[0].lower() == forms[0].upper():
+                return False
+            self.scanned += self._lowering()
+            # One by one: a single character beyond ASCII makes a text slow, and most have none.
+            self._lowered = "\n".join(["", *map(_lower, reversed(self._texts))])
+        return any(self._find(_lower(form), self._lowered, start) for form in forms)
 
-    def _lower(self, index: int) -> str:
-        """Return a text in lower case; most values are found as they are, and need none."""
-        text = self._lowered.get(index)
-        if text is None:
-            text = self._lowered[index] = self._texts[index].lower()
-        return text
+    def _lowering(self) -> int:
+        """Return how many characters could be searched while all are put in lower case."""
+        return self.size if self._ascii else _LOWERING * self.size
+
+    def _find(self, form: str, text: str, start: int) -> bool:
+        """Whether ``form`` is there; digits at its ends must not be part of a longer number."""
+        again, at = _again(len(text) - start, len(form)), start
+        for _ in range(_MOST_INSIDE):
+            found = text.find(form, at)
+            self.scanned += again * ((found if found >= 0 else len(text)) - at)
+            if found < 0:
+                return False
+            end = found + len(form)
+            starts_inside = form[0].isdecimal() and text[found - 1 : found].isdecimal()
+            if not starts_inside and not (form[-1].isdecimal() and text[end : end + 1].isdecimal()):
+                return True
+            at = found + 1
+            if starts_inside and (run := _RUN.match(text, found)):
+                at = max(at, run.end())
+            self.scanned += _INSIDE + at - found
+        return False
 
 
 def grounded(trajectory: Trajectory) -> tuple[float, list[int]] | None:
@@ -87,31 +149,64 @@ def grounded(trajectory: Trajectory) -> tuple[float, list[int]] | None:
 
     Each value counts once, where it is first used. None where there is nothing to look up.
     """
-    seen = _given(trajectory)
-    first: dict[Forms, tuple[int, int]] = {}  # forms → step id, texts seen before it
-    for step in trajectory.steps:
-        for name, value in _leaves(step.action.arguments):
-            if name is not None and (forms := _forms(value)):
-                first.setdefault(forms, (step.step_id, len(seen)))
-        seen.add(step.observation.text)
-        seen.add(_text(step.action.arguments))  # it wrote that file itself
+    seen, written = _given(trajectory), _Texts()
+    first = _first_uses(trajectory.steps, seen, written)
     values = list(first)
     looked_up, unfounded = 0, []
     for forms in _spread(values):
-        step_id, among = first[forms]
-        looked_up += 1
-        if not seen.has(forms, among):
-            unfounded.append(step_id)
-        if seen.scanned > _MOST_SCANNED:
+        use = first[forms]
+        price = seen.price(forms, use.seen)
+        if use.written is not None:
+            price += written.price(forms, use.written)
+        # Whether a value fits does not depend on whether it is there: the sample stays even.
+        if looked_up and seen.scanned + written.scanned + price > _MOST_SCANNED:
             break
+        looked_up += 1
+        if seen.have(forms, use.seen):
+            continue
+        if use.written is None or not written.have(forms, use.written):
+            unfounded.append(use.step_id)
     if not looked_up:
         return None
     return 1 - len(unfounded) / looked_up, sorted(set(unfounded))
 
 
-def _given(trajectory: Trajectory) -> _Seen:
+def _first_uses(steps: tuple[Step, ...], seen: _Texts, written: _Texts) -> dict[Forms, _Use]:
+    """Return each value with its first use; and fill in what was seen and written on the way."""
+    first: dict[Forms, _Use] = {}
+    most = _MOST_LEAVES // max(len(steps), 1)
+    for step in steps:
+        before, own = written.size, _own_names(step)
+        created: list[str] = []
+        for name, value in islice(_leaves(step.action.arguments, most), most):
+            if name is None:
+                if isinstance(value, str):
+                    written.add(value)
+            elif forms := _forms(value):
+                if name in own:
+                    created += forms
+                elif forms not in first:
+                    # A file that turned out to be there, and that a program of its own names.
+                    there = step.success and name in _PLACES
+                    first[forms] = _Use(step.step_id, seen.size, before if there else None)
+        seen.add(step.observation.text)
+        for path in created:
+            seen.add(path)
+    return first
+
+
+def _own_names(step: Step) -> set[str]:
+    """Return the arguments of a call that say how something is called which it created."""
+    if not step.success:
+        return set()
+    if _CREATES.search(step.action.tool.lower()) or not _CONTENT.isdisjoint(step.action.arguments):
+        return _PLACES | _TARGETS
+    return _TARGETS
+
+
+def _given(trajectory: Trajectory) -> _Texts:
     """Return what the agent knows before its first step."""
-    seen = _Seen()
+    seen = _Texts()
     seen.add(trajectory.assignment.task.description)
     for hint in trajectory.assignment.hints:
         seen.add(hint)
@@ -124,21 +219,41 @@ def _given(trajectory: Trajectory) -> _Seen:
 
 
 def _text(value: Any) -> str:
-    """Return all that can be looked up in ``value``, a line each."""
-    return "\n".join(str(v) for _, v in _leaves(value) if isinstance(v, str) or _forms(v))
+    """Return ``value`` as a text to look things up in."""
+    if isinstance(value, str):
+        return value
+    return _JSON.encode(value).replace('\\"', '"').replace("\\\\", "\\") if value else ""
 
 
-def _leaves(value: JsonValue, name: str | None = "") -> Iterator[tuple[str | None, JsonValue]]:
-    """Yield every string, number, boolean and null with its name; None for the agent's own."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            own = name is None or key.lower() in _OWN
-            yield from _leaves(inner, None if own else key)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _leaves(inner, name)
-    else:
-        yield name, value
+_JSON = json.JSONEncoder(ensure_ascii=False)
+
+
+def _leaves(value: JsonValue, most: int) -> Iterator[tuple[str | None, JsonValue]]:
+    """Yield strings, numbers, booleans and nulls with their names; None for the agent's own.
+
+    All there are, or at least the first ``most``.
+    """
+    rest: list[tuple[str | None, JsonValue]] = [("", value)]
+    while rest:
+        name, value = rest.pop()
+        if isinstance(value, dict):
+            for key, inner in reversed([*islice(value.items(), most)]):
+                low = key.lower()
+                rest.append((None if name is None or low in _OWN else low, inner))
+        elif isinstance(value, list | tuple):
+            rest.extend([(name, inner) for inner in reversed(value[:most])])
+        else:
+            yield name, value
+
+
+def _again(size: int, form: int) -> int:
+    """Return how much slower a search in ``size`` characters may be than in many."""
+    return 1 if size >= _LINEAR_FROM else 1 + form // 8
+
+
+def _lower(text: str) -> str:
+    """Return ``text`` in lower case, each character where it was; only the İ becomes two."""
+    return text.replace("İ", "i").lower()
 
 
 def _forms(value: JsonValue) -> Forms:
@@ -159,20 +274,6 @@ def _forms(value: JsonValue) -> Forms:
     if sum(c.isdigit() for c in plain) < 3:
         return ()
     return (plain, grouped) if (grouped := f"{value:,}") != plain else (plain,)
-
-
-def _occurs(form: str, text: str) -> bool:
-    """Whether ``form`` is in ``text``; digits at its ends must not be part of a longer number."""
-    at = text.find(form)
-    while at >= 0:
-        end = at + len(form)
-        inside = (form[0].isdecimal() and text[max(at - 1, 0) : at].isdecimal()) or (
-            form[-1].isdecimal() and text[end : end + 1].isdecimal()
-        )
-        if not inside:
-            return True
-        at = text.find(form, at + 1)
-    return False
 
 
 def _spread(values: list[Forms]) -> Iterator[Forms]:

@@ -5,6 +5,8 @@ None of them holds anything of a check's expected value, so a hint can never lea
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from common.failures import FailureKind
 from common.trajectory import StopReason, Trajectory
 
@@ -53,3 +55,9 @@ def hints_for(trajectory: Trajectory) -> tuple[str, ...]:
         if not result.passed:
             keys.append(check.type)
     return tuple(HINTS[key] for key in dict.fromkeys(keys))[:2]
+
+
+def written(hints: Iterable[str]) -> tuple[str, ...]:
+    """Return those of ``hints`` that people wrote or chose: advice never takes their place."""
+    ours = set(HINTS.values())
+    return tuple(hint for hint in hints if hint not in ours)

@@ -1,16 +1,18 @@
 """Who must agree to a change: a table over the field and its bounds, never anybody's opinion.
 
-The table is `policy.yaml`. What it does not name is red, and so is what is out of its bounds.
+The table is `policy.yaml`. What it does not name is red, and so is what is out of its bounds. It
+also says what a scene takes at all: a change beyond that is refused, for nobody's word can save it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, JsonValue, ValidationError, model_validator
@@ -20,7 +22,7 @@ from common.model import Contract, explain
 from common.review import Level, Proposal
 from common.revision import HINTS as HINTS_FIELD
 from common.revision import CannotApply, apply, same, told, value_of
-from common.task import Assignment, Change, Task
+from common.task import Assignment, Change, SceneName, Task
 from reviewer.hints import HINTS
 
 TABLE = Path(__file__).with_name("policy.yaml")
@@ -37,6 +39,39 @@ ALWAYS_RED = (
 _FIELD = rf"task\.({'|'.join(Task.model_fields)})(\.\w+)*(\.\*)?"
 _ORDER: tuple[Level, ...] = ("green", "yellow", "red")
 _UNKNOWN = "Nobody has said what this field may do to the data, the cost or the safety of a run."
+_STEPS = "task.max_steps"
+_CONSTRAINTS = "task.constraints"
+_MOST_TOLD = 3
+_PARTS = {"version", "rules", "limits"}
+
+Type = Literal["integer", "number", "boolean", "text", "list of texts", "texts by name"]
+
+
+class Limit(Contract):
+    """What a scene takes as one of its constraints; another value only makes a dead letter."""
+
+    type: Type
+    min: int | float | None = None
+    max: int | float | None = None
+    one_of: tuple[str, ...] | None = None
+    each: str | None = None
+    """Regular expression of each text of a list, and of each name, as a whole."""
+    nullable: bool = False
+    only_with: dict[str, str] = Field(default_factory=dict)
+    """There, and not empty, if and only if this other constraint has this value."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        _check_numbers(self.type, (self.min, self.max))
+        if self.one_of is not None and self.type != "text":
+            raise ValueError("one_of is a bound of a text")
+        if self.each is not None and self.type not in ("list of texts", "texts by name"):
+            raise ValueError("each is a bound of a list of texts, and of names")
+        try:
+            re.compile(self.each or "")
+        except re.error as error:
+            raise ValueError(f"each is no regular expression: {error}") from None
+        return self
 
 
 class Rule(Contract):
@@ -47,14 +82,15 @@ class Rule(Contract):
     level: Level
     outside: Level = "red"
     """Of a value of the right type that is out of bounds."""
-    type: Literal["integer", "number", "boolean", "text", "list of texts"] | None = None
+    type: Type | None = None
     min: int | float | None = None
     max: int | float | None = None
     times_original: float | None = Field(default=None, ge=1)
-    """At most so many times what the first revision had; not for a field it did not have."""
+    """Of `task.max_steps`: from what it is now to so many times what the first revision had."""
     most_characters: int | None = Field(default=None, ge=0)
+    """Of `hints`: so many are added at most."""
     approved: Literal["hints"] | None = None
-    """Only sentences of reviewer/hints.py."""
+    """Of `hints`: none but sentences of reviewer/hints.py are added, and none but them dropped."""
     allowed: Literal["models"] | None = None
     """Only models of this fleet."""
     people: int = Field(default=1, ge=1, le=5)
@@ -73,12 +109,13 @@ class Rule(Contract):
             raise ValueError(
                 "editable: whatever a person writes has to be yellow still, so outside must be"
             )
-        numbers = (self.min, self.max, self.times_original)
-        if self.type not in ("integer", "number") and numbers != (None, None, None):
-            raise ValueError("min, max and times_original are bounds of an integer or a number")
+        _check_numbers(self.type, (self.min, self.max))
+        if self.times_original is not None and (self.fields, self.type) != ((_STEPS,), "integer"):
+            raise ValueError(f"times_original is a bound of {_STEPS}, an integer")
         texts = (self.most_characters, self.approved)
-        if self.type != "list of texts" and texts != (None, None):
-            raise ValueError("most_characters and approved are bounds of a list of texts")
+        of_hints = (self.fields, self.type) == ((HINTS_FIELD,), "list of texts")
+        if not of_hints and texts != (None, None):
+            raise ValueError("most_characters and approved are bounds of hints, a list of texts")
         if self.allowed is not None and self.type != "text":
             raise ValueError("allowed is a bound of a text")
         for field in self.fields:
@@ -100,6 +137,8 @@ class Ruling(Contract):
     people: int
     """Different people who must agree; 0 for green."""
     editable: bool = False
+    options: tuple[JsonValue, ...] = ()
+    """Those of the proposal that can be applied."""
     refused: str | None = None
     """Why it cannot be applied at all, whoever agrees."""
 
@@ -109,6 +148,8 @@ class Policy:
     """The table, and what it depends on."""
 
     rules: tuple[Rule, ...]
+    limits: Mapping[SceneName, Mapping[str, Limit]]
+    """The constraints of each scene that the table knows."""
     people: int = 1
     """Different people who must approve a red change."""
     models: frozenset[str] = frozenset()
@@ -119,7 +160,8 @@ class Policy:
         cls, path: Path | None = None, *, people: int = 1, models: Sequence[str] = ()
     ) -> Policy:
         """Read the table. Raises `ConfigurationError` naming file, rule and reason."""
-        return cls(_read(path or TABLE), people, frozenset(models))
+        rules, limits = _read(path or TABLE)
+        return cls(rules, limits, people, frozenset(models))
 
     def ruling(self, proposal: Proposal, assignment: Assignment) -> Ruling:
         """Say who must agree to ``proposal``, and whether it can be applied at all.
@@ -128,12 +170,32 @@ class Policy:
         says of itself.
         """
         ruling = self._rule(proposal.field, proposal.after, assignment)
-        refused = _refusal(proposal, assignment)
-        for option in proposal.options if refused is None else ():
+        refused = self._refusal(proposal, proposal.after, assignment)
+        options = tuple(o for o in proposal.options if not self._refusal(proposal, o, assignment))
+        for option in options if refused is None else ():
             other = self._rule(proposal.field, option, assignment).level
             if _ORDER.index(other) > _ORDER.index(ruling.level):
                 refused = f"it offers {told(option)}, which is {other}"
-        return ruling.model_copy(update={"refused": refused}) if refused else ruling
+        return ruling.model_copy(update={"options": options, "refused": refused})
+
+    def _refusal(self, proposal: Proposal, value: JsonValue, assignment: Assignment) -> str | None:
+        """Say why ``value`` cannot be applied; None if the task and its scene would take it."""
+        try:
+            change = Change(
+                field=proposal.field, before=proposal.before, after=value, reason="", level="red"
+            )
+            now = value_of(assignment, proposal.field)
+            made = apply(assignment, [change])
+            then = value_of(made, proposal.field)
+        except CannotApply as error:
+            return str(error)
+        if same(now, then):
+            return f"{proposal.field} is {told(now)} already"
+        limits = self.limits.get(made.task.task_type)
+        if limits is None or not _touches(proposal.field, _CONSTRAINTS):
+            return None
+        broken = sorted(_beyond_limits(limits, made.task.constraints))[:_MOST_TOLD]
+        return f"the {made.task.scene} scene: {'; '.join(broken)}" if broken else None
 
     def _rule(self, field: str, after: JsonValue, assignment: Assignment) -> Ruling:
         found = next(((r, f) for r in self.rules for f in r.fields if _names(f, field)), None)
@@ -142,7 +204,7 @@ class Policy:
             return Ruling(level="red", rule="unknown", why=why, impact=_UNKNOWN, people=self.people)
         rule, name = found
         level, why = rule.level, rule.why
-        if wrong := _wrong_type(rule, after):
+        if wrong := _wrong_type(rule.type, after):
             level, why = "red", wrong
         elif broken := self._out_of_bounds(rule, field, after, assignment):
             level, why = rule.outside, broken
@@ -156,63 +218,88 @@ class Policy:
         self, rule: Rule, field: str, after: Any, assignment: Assignment
     ) -> str | None:
         """Say which bound of the rule a value of the right type breaks; None if it keeps all."""
-        if rule.min is not None and after < rule.min:
-            return f"{told(after)} is less than {told(rule.min)}"
-        if rule.max is not None and after > rule.max:
-            return f"{told(after)} is more than {told(rule.max)}"
+        if broken := _beyond(rule.min, rule.max, after):
+            return broken
         if rule.times_original is not None:
-            most = _most(rule.times_original, field, assignment)
-            if most is None:
-                return "the task does not say what it is now"
-            if after > most:
-                return f"{told(after)} is more than {most:g}"
-        if rule.approved == "hints" and not set(HINTS.values()).issuperset(after):
-            return "not all of it is advice that was reviewed (reviewer/hints.py)"
-        if rule.most_characters is not None and sum(map(len, after)) > rule.most_characters:
-            return f"more than {rule.most_characters} characters"
+            now, first = assignment.task.max_steps, assignment.original_max_steps
+            if broken := _beyond(now, int(rule.times_original * (first or now)), after):
+                return broken
+        if rule.approved == "hints" or rule.most_characters is not None:
+            return _unlike_ours(rule, after, assignment.hints)
         if rule.allowed == "models" and after not in self.models:
             return f"{told(after)} is not among the models of this fleet"
         return None
 
 
-def _wrong_type(rule: Rule, after: JsonValue) -> str | None:
-    integer = isinstance(after, int) and not isinstance(after, bool)
+def _check_numbers(type_: Type | None, bounds: tuple[float | None, ...]) -> None:
+    if type_ not in ("integer", "number") and any(bound is not None for bound in bounds):
+        raise ValueError("min and max are bounds of an integer or a number")
+
+
+def _wrong_type(type_: Type | None, value: JsonValue) -> str | None:
+    integer = isinstance(value, int) and not isinstance(value, bool)
     fits = {
         None: True,
-        "boolean": isinstance(after, bool),
+        "boolean": isinstance(value, bool),
         "integer": integer,
-        "number": integer or (isinstance(after, float) and isfinite(after)),
-        "text": isinstance(after, str),
-        "list of texts": isinstance(after, list) and all(isinstance(one, str) for one in after),
+        "number": integer or (isinstance(value, float) and isfinite(value)),
+        "text": isinstance(value, str),
+        "list of texts": isinstance(value, list) and all(isinstance(one, str) for one in value),
+        "texts by name": isinstance(value, dict)
+        and all(isinstance(one, str) for one in value.values()),
     }
-    return None if fits[rule.type] else f"{told(after)} is no {rule.type}"
+    return None if fits[type_] else f"{told(value)} is no {type_}"
 
 
-def _most(times: float, field: str, assignment: Assignment) -> float | None:
-    """Return the most a field may be; None where the task does not have it as a number."""
-    if field == "task.max_steps":
-        return times * (assignment.original_max_steps or assignment.task.max_steps)
-    try:
-        now = value_of(assignment, field)
-    except CannotApply:
-        return None
-    if isinstance(now, bool) or not isinstance(now, int | float):
-        return None
-    # Of other fields nobody keeps what they were, so only the first revision may raise them.
-    return now * times if assignment.revision == 1 else now
+def _beyond(least: float | None, most: float | None, value: Any) -> str | None:
+    if least is not None and value < least:
+        return f"{told(value)} is less than {told(least)}"
+    if most is not None and value > most:
+        return f"{told(value)} is more than {told(most)}"
+    return None
 
 
-def _refusal(proposal: Proposal, assignment: Assignment) -> str | None:
-    try:
-        change = Change(
-            field=proposal.field, before=proposal.before, after=proposal.after, reason="",
-            level="red",
-        )  # fmt: skip
-        now = value_of(assignment, proposal.field)
-        then = value_of(apply(assignment, [change]), proposal.field)
-    except CannotApply as error:
-        return str(error)
-    return f"{proposal.field} is {told(now)} already" if same(now, then) else None
+def _unlike_ours(rule: Rule, after: list[str], now: tuple[str, ...]) -> str | None:
+    """Say what about new hints is not for rules to decide: what people wrote is theirs."""
+    reviewed = set(HINTS.values())
+    added = Counter(after) - Counter(now)
+    if rule.approved == "hints":
+        if not reviewed.issuperset(added):
+            return "not all it adds is advice that was reviewed (reviewer/hints.py)"
+        if set(now) - set(after) - reviewed:
+            return "it drops what a person wrote"
+    if rule.most_characters is not None and sum(map(len, added.elements())) > rule.most_characters:
+        return f"it adds more than {rule.most_characters} characters"
+    return None
+
+
+def _beyond_limits(
+    limits: Mapping[str, Limit], constraints: Mapping[str, JsonValue]
+) -> Iterator[str]:
+    """Yield what of a task's constraints its scene would not take."""
+    for name in constraints.keys() - limits.keys():
+        yield f"it knows no constraint {told(name)}"
+    for name, limit in limits.items():
+        value = constraints.get(name)
+        absent = name not in constraints or (value is None and limit.nullable)
+        if not absent and (wrong := _wrong(limit, value)):
+            yield f"{name}: {wrong}"
+        for other, needed in limit.only_with.items():
+            if (constraints.get(other) == needed) != bool(value):
+                yield f"{name} belong to {other} {needed}, which needs at least one"
+
+
+def _wrong(limit: Limit, value: Any) -> str | None:
+    """Say why a scene does not take ``value``, with what it takes."""
+    wrong = _wrong_type(limit.type, value)
+    if wrong is None and _beyond(limit.min, limit.max, value):
+        return f"{told(value)} is not from {limit.min} to {limit.max}"
+    if wrong is None and limit.one_of is not None and value not in limit.one_of:
+        return f"{told(value)} is none of {', '.join(limit.one_of)}"
+    if wrong is None and limit.each is not None:
+        odd = next((one for one in value if not re.fullmatch(limit.each, one)), None)
+        return None if odd is None else f"{told(odd)} is none it can use"
+    return wrong
 
 
 def _names(rule: str, field: str) -> bool:
@@ -227,29 +314,55 @@ def _touches(rule: str, field: str) -> bool:
 
 # -- reading --------------------------------------------------------------------------------------
 
+_Entry = TypeVar("_Entry", Rule, Limit)
 
-def _read(path: Path) -> tuple[Rule, ...]:
+
+def _read(path: Path) -> tuple[tuple[Rule, ...], dict[SceneName, dict[str, Limit]]]:
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(data, dict) or set(data) != {"version", "rules"} or data["version"] != 1:
-        raise ConfigurationError(f"{path}: must hold `version: 1` and `rules`, and nothing else")
-    if not isinstance(data["rules"], list):
+    if not isinstance(data, dict) or not {"version", "rules"} <= set(data) <= _PARTS:
+        raise ConfigurationError(f"{path}: must hold `version`, `rules`, `limits`, nothing else")
+    if data["version"] != 1:
+        raise ConfigurationError(f"{path}: version: must be 1")
+    return _rules(data["rules"], path), _limits(data.get("limits", {}), path)
+
+
+def _rules(listed: Any, path: Path) -> tuple[Rule, ...]:
+    if not isinstance(listed, list):
         raise ConfigurationError(f"{path}: rules: must be a list")
     rules, known = [], list[str]()
-    for number, entry in enumerate(data["rules"], start=1):
+    for number, entry in enumerate(listed, start=1):
         where = f"{path}: rule {number}"
         if isinstance(entry, dict) and entry.get("fields"):
             where += f" ({told(entry['fields'])})"
-        try:
-            rule = Rule.model_validate(entry)
-        except ValidationError as error:
-            what = "; ".join(f"{field}: {reason}" for field, reason in explain(error))
-            raise ConfigurationError(f"{where}: {what}") from None
-        for field in rule.fields:
-            if before := next((one for one in known if _names(one, field)), None):
-                raise ConfigurationError(f"{where}: {field}: {before} goes before and hides it")
-            known.append(field)
+        rule = _valid(Rule, entry, where)
+        for name in rule.fields:
+            if before := next((one for one in known if _names(one, name)), None):
+                raise ConfigurationError(f"{where}: {name}: {before} goes before and hides it")
+            known.append(name)
         rules.append(rule)
     return tuple(rules)
+
+
+def _limits(data: Any, path: Path) -> dict[SceneName, dict[str, Limit]]:
+    if not isinstance(data, dict) or not all(isinstance(one, dict) for one in data.values()):
+        raise ConfigurationError(f"{path}: limits: must hold scenes and their constraints")
+    if unknown := set(data) - {*SceneName}:
+        raise ConfigurationError(f"{path}: limits: there is no scene {unknown.pop()!r}")
+    return {
+        SceneName(scene): {
+            name: _valid(Limit, entry, f"{path}: limits of {scene}: {name}")
+            for name, entry in listed.items()
+        }
+        for scene, listed in data.items()
+    }
+
+
+def _valid(kind: type[_Entry], entry: Any, where: str) -> _Entry:
+    try:
+        return kind.model_validate(entry)
+    except ValidationError as error:
+        what = "; ".join(f"{name}: {reason}" for name, reason in explain(error))
+        raise ConfigurationError(f"{where}: {what}") from None

@@ -5,7 +5,7 @@ The table (reviewer/policy.yaml) says which of it may be applied, and who must a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -13,7 +13,7 @@ import orjson
 from common.review import Proposal
 from common.task import EXPECTED_TOOLS, MAX_STEPS
 from common.trajectory import StopReason, Trajectory
-from reviewer.hints import hints_for
+from reviewer.hints import hints_for, written
 from reviewer.lacks import lacking
 
 _WARMER = 0.7
@@ -25,25 +25,24 @@ _LONGEST = 86_400.0
 _SEVERAL = 2
 
 
-def propose(trajectory: Trajectory, *, models: Sequence[str] = ()) -> tuple[Proposal, ...]:
+def propose(trajectory: Trajectory) -> tuple[Proposal, ...]:
     """Suggest changes for the next revision, those that need nobody's word first.
 
-    ``models``: those the task may be given. What success is, and what checks found, is in none.
+    What success is, and what checks found, is in none. Nor is another model: nothing in an attempt
+    shows that one would help.
     """
     found = [*_fresh_sample(trajectory), *_more_steps(trajectory)]
     if not trajectory.verdict.passed:
-        found += [
-            *_other_model(trajectory, models), *_all_tools(trajectory), *_more_time(trajectory),
-            *lacking(trajectory),
-        ]  # fmt: skip
+        found += [*_all_tools(trajectory), *_more_time(trajectory), *lacking(trajectory)]
     return tuple(found)
 
 
 def _fresh_sample(trajectory: Trajectory) -> Iterator[Proposal]:
     """Advice, and another draw: the same question asked the same way gets the same mistake."""
     assignment, evidence = trajectory.assignment, _failed(trajectory)
-    hints = hints_for(trajectory)
-    if hints and hints != assignment.hints:
+    advice = hints_for(trajectory)
+    hints = (*written(assignment.hints), *advice)
+    if advice and hints != assignment.hints:
         yield Proposal(
             field="hints", before=list(assignment.hints), after=list(hints),
             reason="advice that fits how the attempt failed", evidence=evidence,
@@ -81,18 +80,6 @@ def _more_time(trajectory: Trajectory) -> Iterator[Proposal]:
         yield Proposal(
             field="task.timeout", before=now, after=min(2 * now, _LONGEST),
             reason=f"it ran out of time: {now:g} s were not enough", evidence=_last(trajectory),
-        )  # fmt: skip
-
-
-def _other_model(trajectory: Trajectory, models: Sequence[str]) -> Iterator[Proposal]:
-    now = trajectory.assignment.task.sampling.model
-    others = [m for m in dict.fromkeys(models) if m not in (now, trajectory.agent.model)]
-    if others:
-        who = trajectory.agent.model or "the model"
-        yield Proposal(
-            field="task.sampling.model", before=now, after=others[0], options=tuple(others[1:]),
-            reason=f"{who} failed; another model may see what it does not",
-            evidence=_failed(trajectory) or _last(trajectory),
         )  # fmt: skip
 
 

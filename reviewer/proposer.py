@@ -27,7 +27,7 @@ from reviewer.judge.windows import budget_of, windows
 
 Kind = Literal["proposal", "unreadable", "unfounded", "unfit", "leak"]
 """What became of a suggestion: taken; or an answer that cannot be read, a change without a step
-that shows why, one that is no change of a field, one that gives a check's answer away."""
+that shows why, one that no task could have, one that gives a check's answer away."""
 
 _MOST = 5
 _MAX_TOKENS = 4096
@@ -36,6 +36,7 @@ _MOST_HINTS, _LONGEST_HINT = 5, 500
 _MOST_OPTIONS, _MOST_EVIDENCE = 4, 20
 _LONGEST_FACT = 500
 _LEVELS: tuple[Level, ...] = get_args(Level)
+_TOOLS = "task.expected_tools"
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.S)
 
 _SYSTEM = Template("""\
@@ -46,7 +47,7 @@ why. At most $most; none is a good answer where nothing would help.
 A change names one field and its new value:
 - hints: list of sentences added to the system prompt (all of them; it replaces those there are)
 - task.description: the wording of the task, where it misleads or leaves something out
-- task.expected_tools: list, of: $tools
+- task.expected_tools: list, of: $tools; which of them to show first
 - task.constraints.only_expected_tools: true or false
 - task.max_steps, task.timeout (seconds)
 - task.sampling.temperature, .top_p, .seed, .max_tokens, .model
@@ -158,11 +159,11 @@ class Proposer:
     def _chat(self, trajectory: Trajectory) -> list[dict[str, Any]]:
         capabilities = self._model.capabilities
         native = mode_for(capabilities, [PROPOSE]) == "native"
-        system = _SYSTEM.substitute(
-            most=_MOST, tools=", ".join(EXPECTED_TOOLS), answer=_BY_TOOL if native else _BY_JSON
-        )
+        tools = ", ".join(tools_of(trajectory)) or "nothing, for it was shown none"
+        answer = _BY_TOOL if native else _BY_JSON
+        system = _SYSTEM.substitute(most=_MOST, tools=tools, answer=answer)
         # Of a long attempt the end tells most; what the other steps were is in it in short.
-        record = max(windows(trajectory, budget_of(capabilities))[-2:], key=lambda w: len(w.data))
+        record = max(windows(trajectory, budget_of(capabilities))[-2:], key=lambda w: w.weight)
         block = delimited(f"{json.dumps(facts(trajectory), ensure_ascii=False)}\n{record.data}")
         user = _USER.substitute(nonce=block.nonce, block=block.text)
         return [{"role": "system", "content": system}, {"role": "user", "content": user}]
@@ -181,6 +182,11 @@ class Proposer:
         options = options[:_MOST_OPTIONS] if isinstance(options, list) else []
         if len(field) > _LONGEST_FIELD or not all(_is_fit(field, v) for v in (after, *options)):
             return "unfit"
+        if field == _TOOLS:
+            known = tools_of(trajectory)
+            if not _names_only(known, after):
+                return "unfit"
+            options = [option for option in options if _names_only(known, option)]
         if gives_away([reason, after, options], trajectory.assignment.task):
             return "leak"
         level = next((one for one in _LEVELS if one == said.get("level")), None)
@@ -191,6 +197,15 @@ class Proposer:
             )  # fmt: skip
         except ValidationError:
             return "unfit"
+
+
+def tools_of(trajectory: Trajectory) -> tuple[str, ...]:
+    """Return what a task may call the tools this agent was shown: their names, and the users'.
+
+    Other scenes have other tools, and none of theirs can be shown here.
+    """
+    shown = {str(tool.get("function", {}).get("name")) for tool in trajectory.tools}
+    return tuple(name for name, ours in EXPECTED_TOOLS.items() if shown.issuperset(ours))
 
 
 def facts(trajectory: Trajectory) -> dict[str, JsonValue]:
@@ -257,6 +272,10 @@ def _evidence(listed: JsonValue, trajectory: Trajectory) -> tuple[int, ...]:
     cited = listed if isinstance(listed, list) else []
     found = [one for one in cited if type(one) is int and one in known]
     return tuple(dict.fromkeys(found))[:_MOST_EVIDENCE]
+
+
+def _names_only(known: tuple[str, ...], value: JsonValue) -> bool:
+    return isinstance(value, list) and all(name in known for name in value)
 
 
 def _is_fit(field: str, value: JsonValue) -> bool:

@@ -206,7 +206,7 @@ def authorise(
             refused = "another proposal changes the same"
         if refused is None:
             taken.append(proposal.field)
-        told = {"level": ruling.level, "refused": refused}
+        told = {"level": ruling.level, "refused": refused, "options": ruling.options}
         ruled.append((proposal.model_copy(update=told), ruling))
     return ruled
 

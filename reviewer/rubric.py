@@ -124,6 +124,8 @@ def load(path: Path) -> Rubric:
         raise ConfigurationError(f"rubric {path}: {_in_words(error)}") from None
     except ValueError as error:  # not UTF-8, or a date that is none
         raise ConfigurationError(f"rubric {path}: {error}") from None
+    except RecursionError:
+        raise ConfigurationError(f"rubric {path}: is nested too deeply") from None
     if not isinstance(content, dict):
         raise ConfigurationError(f"rubric {path}: holds no fields")
     try:

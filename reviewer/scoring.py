@@ -46,14 +46,7 @@ class _Part:
     grade: float | None
     by_judge: float
     """Share of the grade in the points."""
-
-    @property
-    def points(self) -> float | None:
-        if self.grade is None:
-            return self.signals
-        return self.by_judge * (self.grade - 1) / _LEVEL + (1 - self.by_judge) * (
-            self.signals or 0.0
-        )
+    points: float | None
 
 
 def assess(
@@ -83,7 +76,7 @@ def assess(
             weights[name] += share * (1 - part.by_judge) * of_signals
     points = min(total, 1.0) if whole else None
     return Assessment(
-        signals=tuple(s.model_copy(update={"weight": weights[n]}) for n, s in found.items()),
+        signals=tuple([_weighed(signal, weights[name]) for name, signal in found.items()]),
         dimensions=tuple(_dimension(part) for part in parts),
         rubric=points,
         score=_score(trajectory.verdict, points),
@@ -97,7 +90,10 @@ def _part(spec: DimensionSpec, found: Mapping[str, Signal], report: JudgeReport 
     signals = sum(share * found[n].points for n, share in shares.items()) if shares else None
     grade = _grade(spec.id, report) if spec.judge and report is not None else None
     by_judge = 0.0 if grade is None else spec.judge if shares else 1.0
-    return _Part(spec, shares, signals, grade, by_judge)
+    points = signals
+    if grade is not None:
+        points = by_judge * (grade - 1) / _LEVEL + (1 - by_judge) * (signals or 0.0)
+    return _Part(spec, shares, signals, grade, by_judge, points)
 
 
 def _grade(criterion: str, report: JudgeReport) -> float | None:
@@ -112,6 +108,16 @@ def _grades(criterion: str, report: JudgeReport) -> Iterator[float]:
     for judgement in report.of(criterion):
         if judgement.median is not None and (judgement.spread or 0.0) <= _AGREE:
             yield judgement.median
+
+
+def _weighed(signal: Signal, weight: float) -> Signal:
+    return Signal(
+        name=signal.name,
+        value=signal.value,
+        weight=weight,
+        points=signal.points,
+        steps=signal.steps,
+    )
 
 
 def _dimension(part: _Part) -> Dimension:

@@ -6,6 +6,8 @@ absent: an attempt in which nothing failed shows nothing about recovering.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,10 @@ from reviewer.grounding import grounded
 
 ALWAYS = frozenset({"wasted_steps", "malformed", "repetition"})
 """Signals that every attempt has: they count faults, and to have none is a fact too."""
+_FAULTS_HALVE = 4
+"""Faults that halve the points, however many steps there are."""
+_RECOVERED_AT_ONCE = 2
+"""Failures in a row of one tool that its next success may make up for."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ def _repetition(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal:
     repeated, news = [], -1
     for index, step in enumerate(trajectory.steps):
         call = (step.action.tool, _frozen(step.action.arguments))
-        result = (call, step.observation)
+        seen = step.observation
+        result = (call, seen.text, seen.blobs, seen.truncated_from)
         before = made.get(call)
         if step.success and result not in results:
             news = index
@@ -69,17 +76,23 @@ def _repetition(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal:
 
 
 def _recovery(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal | None:
-    """Failed steps after which the same tool succeeded."""
-    failed, recovered, succeed_later = [], 0, set()
-    for step in reversed(trajectory.steps):
+    """Failed steps that a success of the same tool made up for.
+
+    A success makes up for the last failures of its tool in a row: one that took more tries was
+    found by trial, and no success after that makes up for it later.
+    """
+    failed, recovered = [], 0
+    in_a_row: Counter[str] = Counter()
+    for step in trajectory.steps:
+        tool = step.action.tool
         if step.success:
-            succeed_later.add(step.action.tool)
+            recovered += min(in_a_row.pop(tool, 0), _RECOVERED_AT_ONCE)
         else:
             failed.append(step.step_id)
-            recovered += step.action.tool in succeed_later
+            in_a_row[tool] += 1
     if not failed:
         return None
-    return _signal("recovery", recovered, recovered / len(failed), reversed(failed))
+    return _signal("recovery", recovered, recovered / len(failed), failed)
 
 
 def _grounding(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal | None:
@@ -112,20 +125,23 @@ _MEASURES: dict[str, Callable[[Trajectory, Sequence[Sibling]], Signal | None]] =
 }
 SIGNALS = tuple(_MEASURES)
 """All there are, by the names that rubrics use."""
+_canonical = json.JSONEncoder(sort_keys=True).encode
 
 
 def _faults(name: str, faults: int, of: int, steps: Iterable[int] = ()) -> Signal:
-    return _signal(name, faults, 1 - faults / of if of else 1.0, steps)
+    """Count by share or by number, whichever is worse: no number of idle steps hides faults."""
+    share = 1 - faults / of if of else 1.0
+    return _signal(name, faults, min(share, _FAULTS_HALVE / (_FAULTS_HALVE + faults)), steps)
 
 
 def _signal(name: str, value: float, points: float, steps: Iterable[int] = ()) -> Signal:
     return Signal(name=name, value=value, points=round(points, 4), steps=tuple(steps))
 
 
-def _frozen(value: JsonValue) -> object:
-    """Return something hashable, equal for equal JSON whatever the order of its keys."""
-    if isinstance(value, dict):
-        return frozenset((key, _frozen(inner)) for key, inner in value.items())
-    if isinstance(value, list):
-        return tuple(_frozen(inner) for inner in value)
-    return value
+def _frozen(arguments: dict[str, JsonValue]) -> frozenset[object]:
+    """Return something hashable, equal for equal arguments whatever the order of their keys."""
+    return frozenset([(name, type(value), _flat(value)) for name, value in arguments.items()])
+
+
+def _flat(value: JsonValue) -> object:
+    return _canonical(value) if isinstance(value, dict | list) else value

@@ -103,15 +103,16 @@ def choose(settings: Settings) -> list[ProviderConfig]:
 def named(settings: Settings, names: str) -> list[ProviderConfig]:
     """Return the models that ``names`` asks for, in its order and each once.
 
-    `off`: none. `auto`: those that `choose` returns. Else providers with commas between, each with
-    a model of its own where one follows a colon: `deepseek,openai:gpt-5-mini`. The embedded model
-    is there only if it is named. Raises `ConfigurationError` for what is unknown or lacks its key.
+    `off`: none. `auto`: every provider with a key, whichever acts, and a custom URL if it acts.
+    Else providers with commas between, each with a model of its own where one follows a colon:
+    `deepseek,openai:gpt-5-mini`. The embedded model is there only if it is named. Raises
+    `ConfigurationError` for what is unknown or lacks its key.
     """
     if names == "off":
         return []
     acting = choose(settings)
     if names == "auto":
-        found = [one for one in acting if one.name != "embedded"]
+        found = _with_keys(settings, {one.name: one for one in acting})
         if not found:
             raise ConfigurationError(
                 "'auto' finds no model provider: set the key of one (say FLEET_DEEPSEEK_API_KEY), "
@@ -124,6 +125,19 @@ def named(settings: Settings, names: str) -> list[ProviderConfig]:
         raise ConfigurationError(f"no model is named in {names!r}; write 'off', 'auto' or names")
     configs = [_named(item, settings, models) for item in items]
     return list({(one.name, one.model): one for one in configs}.values())
+
+
+def _with_keys(settings: Settings, acting: Mapping[str, ProviderConfig]) -> list[ProviderConfig]:
+    """Return every provider that could be asked, in the order of providers.yaml."""
+    found = []
+    for name in registry():
+        if name == "embedded" or not _is_configured(name, settings):
+            continue
+        if name in acting:
+            found.append(acting[name])
+        elif name != "custom":  # which model is served there, only its acting would tell
+            found.append(_configure(name, settings, None))
+    return found
 
 
 def _named(item: str, settings: Settings, models: Mapping[str, str]) -> ProviderConfig:

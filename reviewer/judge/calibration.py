@@ -14,7 +14,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -29,8 +28,10 @@ from common.model import Contract
 from common.review import Judgement
 from common.store import Store, StoreError
 from common.task import digest
-from reviewer.judge.panel import Judge, kind_of, says_done
+from reviewer.judge.asking import Judge
+from reviewer.judge.candidates import Candidate
 from reviewer.judge.prompt import PROMPT_SHA256, outcome
+from reviewer.judge.tally import kind_of, says_done
 from reviewer.rubric import Rubric
 
 log = logger("judge")
@@ -93,17 +94,6 @@ class Answer(Contract):
     judgement: Judgement
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A stored attempt with a verdict, to ask a judge about."""
-
-    scene: str
-    task_id: str
-    attempt_id: str
-    passed: bool
-    model: str | None
-
-
 class Calibrations:
     """All calibrations of a store."""
 
@@ -120,15 +110,29 @@ class Calibrations:
         held = (found.rubric_sha256, found.prompt_sha256) == (rubric.sha256, prompt)
         return found if held else None
 
-    def trusted(self, scene: str, judge: str, rubric: Rubric, *, floor: float) -> bool:
+    def trusted(
+        self, scene: str, judge: str, rubric: Rubric, *, floor: float, votes: int = 3
+    ) -> bool:
         """May this judge's word count alone? Only if it was measured, and reached the floor."""
-        return self.objection(scene, judge, rubric, floor=floor) is None
+        return self.objection(scene, judge, rubric, floor=floor, votes=votes) is None
 
-    def objection(self, scene: str, judge: str, rubric: Rubric, *, floor: float) -> str | None:
-        """Return why a judge is not trusted, in words for a person; None if it is."""
+    def objection(
+        self, scene: str, judge: str, rubric: Rubric, *, floor: float, votes: int = 3
+    ) -> str | None:
+        """Return why a judge is not trusted, in words for a person; None if it is.
+
+        ``votes``: rounds of each question that are asked now.
+        """
         found = self.find(scene, judge, rubric)
         if found is None:
             return "not measured with this rubric and these questions"
+        if found.source == "standin":
+            return "a stand-in answered, whose agreement says nothing about a model"
+        if found.votes != votes:
+            return f"measured with FLEET_JUDGE_VOTES={found.votes}, and now it is {votes}"
+        asked = found.n + found.unknown + found.invalid
+        if 2 * found.n < asked:
+            return f"it gave a grade to only {found.n} of {asked} attempts"
         if found.kappa is None:
             return f"kappa is not defined: too few attempts of one kind, or fewer than {_LEAST}"
         if found.kappa < floor:
@@ -210,42 +214,6 @@ class Answers:
                 continue  # torn by a kill, or of another release: asked again
 
 
-def candidates(
-    store: Store, *, embedded: bool, told: Callable[[int], None] = lambda _: None
-) -> list[Candidate]:
-    """Return all reviewed attempts with a verdict. ``told``: how many were read so far.
-
-    Not those of stand-ins, and those of the embedded model only with ``embedded``.
-    """
-    found = []
-    for read, one in enumerate(store.reviewed(), 1):
-        told(read)
-        trajectory = one.trajectory
-        source, passed = trajectory.agent.model_source, trajectory.verdict.passed
-        if passed is None or source == "standin" or trajectory.environment.is_standin:
-            continue
-        if source == "embedded" and not embedded:
-            continue
-        scene, model = trajectory.assignment.task.scene, trajectory.agent.model
-        found.append(Candidate(scene, trajectory.task_id, trajectory.attempt_id, passed, model))
-    return found
-
-
-def sample(found: Iterable[Candidate], *, limit: int, judge: Judge) -> list[Candidate]:
-    """Return at most ``limit`` attempts, half of them passed where there are enough of both.
-
-    The same store gives the same ones. Those in which the judge acted itself come last.
-    """
-
-    def order(one: Candidate) -> tuple[bool, str]:
-        return judge.is_same_as(one.model), digest([one.task_id, one.attempt_id])
-
-    ordered = sorted(found, key=order)
-    passed = [one for one in ordered if one.passed]
-    failed = [one for one in ordered if not one.passed]
-    return sorted([*passed[: limit // 2], *failed[: limit - limit // 2]], key=order)
-
-
 async def calibrate(
     judge: Judge,
     scene: str,
@@ -257,8 +225,9 @@ async def calibrate(
 ) -> Calibration:
     """Ask the judge whether the task was done in each attempt; return how far it agrees.
 
-    Answers are kept as they come, and taken from there the next time. Raises what
-    `ChatModel.complete` raises, and `StoreError`.
+    Answers are kept as they come, and taken from there the next time. An attempt that the provider
+    refuses is an answer that could not be read. Raises what else `ChatModel.complete` raises, and
+    `StoreError`.
     """
     answers = Calibrations(store.root).answers(scene, judge.name)
     slots = asyncio.Semaphore(_AT_ONCE)
@@ -280,23 +249,33 @@ async def calibrate(
 async def _answer(
     judge: Judge, rubric: Rubric, candidate: Candidate, store: Store, answers: Answers
 ) -> Answer:
-    task_id, attempt_id = candidate.task_id, candidate.attempt_id
-    key = digest([task_id, attempt_id, judge.name, judge.votes, rubric.sha256, PROMPT_SHA256])
-    known = answers.get(key)
+    known = answers.get(_key(judge, rubric, candidate))
     if known is not None:
         return known
+    task_id, attempt_id = candidate.task_id, candidate.attempt_id
     trajectory = await asyncio.to_thread(store.read_attempt, task_id, attempt_id)
-    (judgement,), _ = await judge.ask(trajectory, (outcome(rubric),))
+    asked = await judge.ask(trajectory, (outcome(rubric),))
+    if asked.spent is not None:
+        raise asked.spent
     answer = Answer(
         task_id=task_id,
         attempt_id=attempt_id,
         passed=candidate.passed,
         own=judge.is_same_as(candidate.model),
         source=judge.model.source,
-        judgement=judgement,
+        judgement=asked.judgements[0],
     )
-    answers.add(key, answer)  # not in a thread: between answer and file nothing can be cancelled
+    # Not in a thread: between answer and file nothing can be cancelled. With a key of its own: who
+    # answers as a stand-in is known only now.
+    answers.add(_key(judge, rubric, candidate), answer)
     return answer
+
+
+def _key(judge: Judge, rubric: Rubric, candidate: Candidate) -> str:
+    """Return what an answer is kept under: all that it depends on."""
+    served = [judge.name, judge.model.source, judge.endpoint]
+    asked = [judge.votes, rubric.sha256, PROMPT_SHA256]
+    return digest([candidate.task_id, candidate.attempt_id, *served, *asked])
 
 
 def measured(

@@ -1,13 +1,15 @@
-"""A trajectory as data a judge can be shown: JSON lines in windows, nothing of the steps left out.
+"""A trajectory as data a judge can be shown: JSON lines in windows, nothing left out of it.
 
 Blind: neither who acted nor which try it is, no hint, no check, no earlier score. A window is a
-run of whole steps; a step too long for one goes in parts. Each window carries the task, and what
-is on record about the steps that only other windows show.
+run of whole steps; a step too long for one goes in parts. Each window carries the task (of a very
+long one the beginning; the rest comes before the first step), and what is on record about the
+steps that only other windows show.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +17,28 @@ from typing import Any
 from common.llm.types import Capabilities
 from common.trajectory import Step, Trajectory
 
+WINDOWING = 2
+"""Raised with every change of what a judge is shown: no calibration holds across two."""
+
 _MOST = 48_000
 """Bytes: judges lose sight of the middle of prompts long before their context is full."""
 _LEAST = 4_000
 _BYTES_PER_TOKEN = 3
 """Of UTF-8: fewer than English has, and what one Chinese character takes."""
 _ROOM = 400
-"""Bytes that a part of a step has at the least."""
-_BREAKS = {c: f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
-"""Line breaks that JSON leaves as they are: one line of ours is one line to any reader."""
+"""Bytes that a part of a step, or of the task, has at the least."""
+_MARKED = 80
+"""Bytes that say which part of the task a line holds."""
+_LONGEST_NAME = 100  # characters of a tool's name; a model may call a tool anything
+_ESCAPED = {c: f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"} | {
+    "<|": "\\u003c|",
+    "<\uff5c": "\\u003c\uff5c",
+}
+"""What JSON leaves as it is: line breaks, so that one line of ours is one line to any reader, and
+what begins a control token of a chat (`<|im_end|>`), which some servers would obey."""
+
+
+_COUNTED = "number_of_steps_not_shown_here"
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,7 @@ class Window:
 @dataclass(frozen=True)
 class _Line:
     step: int | None
-    """Whose it is; None for how it ended, where there was no step."""
+    """Whose it is; None for the task, and for how it ended where there was no step."""
     text: str
     weight: float
 
@@ -58,12 +73,13 @@ def budget_of(capabilities: Capabilities) -> int:
 
 def windows(trajectory: Trajectory, budget: int) -> tuple[Window, ...]:
     """Return the trajectory in windows of at most ``budget`` bytes, or little more."""
-    task = _task(trajectory.assignment.task.description, budget // 4)
+    description = trajectory.assignment.task.description
+    task, rest = _task(description, budget // 3)
     room = budget - _size(task)
-    groups = list(_groups(_lines(trajectory, room), room))
+    groups = list(_groups(_lines(trajectory, rest, room), room))
     if len(groups) > 1:  # then each has to say what the others show
         room -= budget // 4
-        groups = list(_groups(_lines(trajectory, room), room))
+        groups = list(_groups(_lines(trajectory, rest, room), room))
     every = frozenset(step.step_id for step in trajectory.steps)
     made = []
     for number, group in enumerate(groups, 1):
@@ -84,18 +100,23 @@ def windows(trajectory: Trajectory, budget: int) -> tuple[Window, ...]:
     return tuple(made)
 
 
-def _task(description: str, limit: int) -> str:
+def _task(description: str, limit: int) -> tuple[str, str]:
+    """Return the line with the task that every window carries, and what did not fit there."""
     whole = _json({"task": description})
     if _size(whole) <= limit:
-        return whole
-    head = _fitting(description, limit * 2 // 3)
-    tail = _fitting(description[::-1], limit // 3)[::-1]
-    left_out = len(description) - len(head) - len(tail)
-    return _json({"task": head, "characters_left_out": left_out, "end_of_task": tail})
+        return whole, ""
+    head = _fitting(description[:limit], limit - _MARKED)
+    return _json({"task": head, "task_goes_on_with_part": 2}), description[len(head) :]
 
 
-def _lines(trajectory: Trajectory, room: int) -> Iterator[_Line]:
-    """Yield every step, and how it ended, as lines of at most ``room`` bytes."""
+def _lines(trajectory: Trajectory, rest: str, room: int) -> Iterator[_Line]:
+    """Yield the rest of the task, every step, and how it ended, in lines of ``room`` bytes."""
+    number = 2
+    while rest:
+        piece = _fitting(rest[:room], max(_ROOM, room - _MARKED))
+        rest = rest[len(piece) :]
+        yield _Line(None, _json({"task_part": number, "task": piece, "more": bool(rest)}), 0.0)
+        number += 1
     for step in trajectory.steps:
         yield from _step(step, room)
     last = trajectory.steps[-1].step_id if trajectory.steps else None
@@ -107,7 +128,7 @@ def _lines(trajectory: Trajectory, room: int) -> Iterator[_Line]:
 def _step(step: Step, room: int) -> Iterator[_Line]:
     action, seen = step.action, step.observation
     facts: dict[str, Any] = {
-        "step": step.step_id, "tool": action.tool,
+        "step": step.step_id, "tool": _name(action.tool),
         "success": step.success, "exit_code": step.exit_code,
     }  # fmt: skip
     if seen.truncated_from is not None:
@@ -180,18 +201,36 @@ def _groups(lines: Iterable[_Line], room: int) -> Iterator[list[_Line]]:
 
 
 def _elsewhere(steps: Sequence[Step], shown: frozenset[int], limit: int) -> str:
-    """Return what is on record about steps that are not here: ids, tools, how each call went."""
+    """Return what is on record about steps that are not here: ids, tools, how each call went.
+
+    What does not fit is counted: by tool, and the tools that were called least all together.
+    """
     calls: dict[str, dict[str, list[int]]] = {}
     for step in steps:
         if step.step_id not in shown:
             went = "succeeded" if step.success else "failed"
-            calls.setdefault(step.action.tool, {}).setdefault(went, []).append(step.step_id)
+            calls.setdefault(_name(step.action.tool), {}).setdefault(went, []).append(step.step_id)
     told = {tool: {w: _ranges(ids) for w, ids in by.items()} for tool, by in calls.items()}
     line = _json({"steps_not_shown_here": told})
     if _size(line) <= limit:
         return line
-    counted = {tool: {w: len(ids) for w, ids in by.items()} for tool, by in calls.items()}
-    return _json({"number_of_steps_not_shown_here": counted})
+    counts = {tool: {w: len(ids) for w, ids in by.items()} for tool, by in calls.items()}
+    ordered = sorted(counts, key=lambda tool: -sum(counts[tool].values()))
+    left = limit - _MARKED - _size(_json(_COUNTED))
+    named: dict[str, dict[str, int]] = {}
+    for tool in ordered:
+        left -= _size(_json({tool: counts[tool]}))
+        if left < 0:
+            break
+        named[tool] = counts[tool]
+    others = Counter[str]()
+    for tool in ordered[len(named) :]:
+        others.update(counts[tool])
+    return _json({_COUNTED: named} | ({"with_other_tools": dict(others)} if others else {}))
+
+
+def _name(tool: str) -> str:
+    return tool if len(tool) <= _LONGEST_NAME else tool[: _LONGEST_NAME - 1] + "…"
 
 
 def _ranges(ids: Sequence[int]) -> str:
@@ -207,8 +246,8 @@ def _ranges(ids: Sequence[int]) -> str:
 
 def _json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    for character, escape in _BREAKS.items():
-        text = text.replace(character, escape)
+    for raw, escape in _ESCAPED.items():
+        text = text.replace(raw, escape)
     return text
 
 

@@ -21,6 +21,7 @@ from tests.exporters.attempts import review_of
 
 Said = Literal["pass", "fail", "unsure"]
 UNVERIFIED = Verdict(passed=None)
+EOF = "EOF while parsing an object at line 1 column 1"
 
 
 def label(by: str, verdict: Said, attempt_id: str = FIRST, **fields: Any) -> Label:
@@ -109,6 +110,7 @@ def test_a_damaged_label_costs_its_attempt_only(store: Store) -> None:
     file.write_text("{")
     done, rows = exported(store)
     assert done.left_out == Counter({"damaged label": 1})
+    assert done.damaged == [f"{file} is not a label: Invalid JSON: {EOF}"]
     assert [row["metadata"]["attempt_id"] for row in rows] == [other]
 
 

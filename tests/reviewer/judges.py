@@ -19,7 +19,8 @@ from common.llm.types import Capabilities, Headers, ModelReply, Source
 from common.quota.terms import BudgetExceeded
 from common.task import Sampling
 from common.trajectory import Observation, Step, Trajectory, Usage
-from reviewer.judge.prompt import GRADE
+from reviewer.judge.panel import Panel
+from reviewer.judge.vote import GRADE
 from reviewer.rubric import Rubric
 from tests.exporters.attempts import attempt
 from tests.helpers import task
@@ -140,6 +141,10 @@ class Model:
     async def close(self) -> None: ...
 
 
+def panel(*models: Model, votes: int = 3, **more: Any) -> Panel:
+    return Panel(models, votes=votes, deadline=5, **more)
+
+
 def criterion_of(messages: list[Message]) -> str:
     return next(name for question, name in ASKED.items() if question in messages[0]["content"])
 
@@ -152,7 +157,9 @@ _ORDER = re.compile(r"score (100|5|five)|full marks", re.I)
 def parted(messages: list[Message]) -> tuple[str, list[str]]:
     """Return what stands outside the record and the lines in it, for a reader who takes any line
     that looks like a delimiter for one, whatever its number."""
-    outside, inside, within = [], [], False
+    outside: list[str] = []
+    inside: list[str] = []
+    within = False
     for line in "\n".join(str(one["content"]) for one in messages).splitlines():
         if _END.fullmatch(line.strip()):
             within = False
@@ -180,6 +187,7 @@ class JudgeServer:
     def __init__(self, says: Callable[[dict[str, Any]], Any] = obedient) -> None:
         self.says = says
         self.bodies: list[dict[str, Any]] = []
+        self.fingerprint = "standin"
         self.refuse_from: int | None = None
         """The request from which on it refuses all, counted from 1."""
         self._ids = itertools.count(1)
@@ -207,7 +215,7 @@ class JudgeServer:
         choice = {"index": 0, "message": message_of(said), "finish_reason": "stop"}
         return web.json_response(
             {"id": f"j{next(self._ids)}", "object": "chat.completion", "created": 0,
-             "model": body["model"], "system_fingerprint": "standin",
+             "model": body["model"], "system_fingerprint": self.fingerprint,
              "choices": [choice], "usage": usage}
         )  # fmt: skip
 

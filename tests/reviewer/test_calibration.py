@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.llm.types import ModelUnavailable
+from common.llm.types import ModelRefused, ModelUnavailable
 from common.store import Store
 from common.task import Assignment, Task
 from common.trajectory import Agent, EnvironmentInfo, Trajectory, Verdict
-from reviewer.judge.calibration import (
-    Calibration,
-    Calibrations,
-    calibrate,
-    candidates,
-    sample,
-)
-from reviewer.judge.panel import Judge
+from reviewer.judge import asking
+from reviewer.judge.asking import Judge
+from reviewer.judge.calibration import Calibration, Calibrations, calibrate
+from reviewer.judge.candidates import candidates, sample
 from reviewer.judge.prompt import PROMPT_SHA256
 from tests.exporters.attempts import review_of
 from tests.reviewer.judges import RUBRIC, Model, acted, grade, other_rubric, parted
@@ -114,8 +112,59 @@ async def test_agreement_that_is_not_defined_is_null_and_trusts_nobody(
     found = calibrations.find("code", "p:judge", RUBRIC)
     assert found is not None
     assert found.kappa is None
-    assert not calibrations.trusted("code", "p:judge", RUBRIC, floor=0)
-    assert "not defined" in (calibrations.objection("code", "p:judge", RUBRIC, floor=0) or "")
+    assert not calibrations.trusted("code", "p:judge", RUBRIC, floor=0, votes=1)
+    objection = calibrations.objection("code", "p:judge", RUBRIC, floor=0, votes=1)
+    assert "not defined" in (objection or "")
+
+
+async def test_a_judge_that_mostly_abstains_is_not_trusted(store: Store) -> None:
+    fill(store, *[(True, 5), (False, 1)] * 6, *[(True, 0), (False, 9)] * 7)
+    found = await measure(store)
+    assert (found.n, found.kappa, found.unknown, found.invalid) == (12, 1, 7, 7)
+    calibrations = Calibrations(store.root)
+    calibrations.write(found)
+    objection = calibrations.objection("code", "p:judge", RUBRIC, floor=0, votes=1)
+    assert objection == "it gave a grade to only 12 of 26 attempts"
+
+
+async def test_what_a_stand_in_answered_trusts_nobody_and_counts_for_no_other(
+    store: Store,
+) -> None:
+    fill(store, *[(True, 5), (False, 1)] * 6)
+    fake = Model(as_shown)
+    fake.source = "standin"
+    calibrations = Calibrations(store.root)
+    calibrations.write(await measure(store, judge(fake)))
+    objection = calibrations.objection("code", "p:judge", RUBRIC, floor=0, votes=1)
+    assert "stand-in" in (objection or "")
+    real = Model(as_shown)
+    calibrations.write(await measure(store, judge(real)))
+    assert len(real.asked) == 12
+    assert calibrations.trusted("code", "p:judge", RUBRIC, floor=0.6, votes=1)
+    elsewhere = Model(as_shown)
+    await measure(store, Judge(elsewhere, votes=1, deadline=5, endpoint="http://other/v1"))
+    assert len(elsewhere.asked) == 12
+
+
+async def test_an_attempt_that_the_provider_refuses_is_an_answer_and_not_the_end(
+    store: Store,
+) -> None:
+    fill(store, *[(True, 5), (False, 1)] * 6)
+    calls = itertools.count(1)
+
+    def says(messages: list[dict[str, Any]], seed: int) -> Any:
+        if next(calls) == 5:
+            return ModelRefused("content filter")
+        return as_shown(messages, seed)
+
+    model = Model(says)
+    found = await measure(store, judge(model))
+    assert (found.n, found.invalid) == (11, 1)
+    path = next((store.root / "calibrations" / "answers").iterdir())
+    assert "the judge refused: content filter" in path.read_text()
+    again = Model(as_shown)
+    assert (await measure(store, judge(again))).invalid == 1
+    assert again.asked == []
 
 
 async def test_a_judge_is_trusted_for_the_scene_rubric_and_questions_it_was_measured_with(
@@ -129,12 +178,15 @@ async def test_a_judge_is_trusted_for_the_scene_rubric_and_questions_it_was_meas
     assert found.kappa is not None
     assert 0.8 < found.kappa < 0.9
     assert calibrations.all() == [found]
-    assert calibrations.trusted("code", "p:judge", RUBRIC, floor=0.6)
-    assert calibrations.trusted("code", "p:judge", RUBRIC, floor=found.kappa)
-    assert not calibrations.trusted("code", "p:judge", RUBRIC, floor=0.9)
-    assert not calibrations.trusted("code", "q:judge", RUBRIC, floor=0.6)
-    assert not calibrations.trusted("web", "p:judge", RUBRIC, floor=0.6)
-    assert not calibrations.trusted("code", "p:judge", other_rubric(), floor=0.6)
+    assert calibrations.trusted("code", "p:judge", RUBRIC, floor=0.6, votes=1)
+    assert calibrations.trusted("code", "p:judge", RUBRIC, floor=found.kappa, votes=1)
+    assert not calibrations.trusted("code", "p:judge", RUBRIC, floor=0.9, votes=1)
+    assert not calibrations.trusted("code", "q:judge", RUBRIC, floor=0.6, votes=1)
+    assert not calibrations.trusted("web", "p:judge", RUBRIC, floor=0.6, votes=1)
+    assert not calibrations.trusted("code", "p:judge", other_rubric(), floor=0.6, votes=1)
+    assert not calibrations.trusted("code", "p:judge", RUBRIC, floor=0.6, votes=5)
+    objection = calibrations.objection("code", "p:judge", RUBRIC, floor=0.6)
+    assert objection == "measured with FLEET_JUDGE_VOTES=1, and now it is 3"
     assert calibrations.find("code", "p:judge", RUBRIC, "other") is None
     assert calibrations.find("code", "p:judge", RUBRIC, PROMPT_SHA256) == found
 
@@ -149,7 +201,9 @@ async def test_a_calibration_that_cannot_be_read_trusts_nobody(store: Store) -> 
     assert calibrations.all() == []
 
 
-async def test_what_was_answered_is_never_asked_again(store: Store) -> None:
+async def test_what_was_answered_is_never_asked_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(store, *[(True, 5), (False, 1)] * 6)
     model = Model()
 
@@ -159,6 +213,7 @@ async def test_what_was_answered_is_never_asked_again(store: Store) -> None:
         return as_shown(messages, seed)
 
     model._says = says
+    monkeypatch.setattr(asking, "_PAUSES", (0.0, 0.0))
     with pytest.raises(ModelUnavailable):
         await measure(store, judge(model))
     path = next((store.root / "calibrations" / "answers").iterdir())
@@ -225,10 +280,16 @@ def test_only_real_attempts_with_a_verdict_are_asked_about(store: Store) -> None
     stored(store, 3, passed=True, says=5, agent=by("standin"))
     stored(store, 4, passed=True, says=5, environment=EnvironmentInfo(backend="standin-world"))
     stored(store, 5, passed=True, says=5, agent=by("embedded"))
+    stored(store, 7, passed=True, says=5, agent=Agent(kind="oracle"))
+    stored(store, 8, passed=False, says=5, agent=Agent(kind="nop"))
     store.write_attempt(_unreviewed())
     assert [one.task_id for one in candidates(store, embedded=False)] == ["t-1"]
     with_embedded = candidates(store, embedded=True)
     assert [one.task_id for one in with_embedded] == ["t-1", "t-5"]
+    left_out: Counter[str] = Counter()
+    candidates(store, embedded=True, left_out=left_out)
+    assert left_out == {"by stand-ins": 2, "by scripted agents": 2, "without a verdict": 1}
+    assert candidates(store, embedded=True, scene="web") == []
 
 
 def _unreviewed() -> Trajectory:

@@ -11,6 +11,7 @@ from common.llm.types import ModelRefused, ModelUnavailable
 from common.trajectory import Trajectory, Verdict
 from reviewer import counsel as module
 from reviewer.counsel import Counsel
+from reviewer.judge import asking
 from tests.reviewer.endings import FAILED, PASSED, ended, of, step
 from tests.reviewer.judges import RUBRIC, Model, grade
 
@@ -18,13 +19,14 @@ from tests.reviewer.judges import RUBRIC, Model, grade
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(asking, "_PAUSES", (0.01, 0.02))
 
 
 def attempt(verdict: Verdict = PASSED) -> Trajectory:
     return ended(verdict, steps=(step(1), step(2, argument=1)))
 
 
-def asking(says: Any, **more: Any) -> tuple[Counsel, Model]:
+def judged_by(says: Any, **more: Any) -> tuple[Counsel, Model]:
     model = Model(says)
     return Counsel(judges=[model], votes=1, **more), model
 
@@ -35,14 +37,14 @@ async def test_a_judge_that_comes_back_is_waited_for() -> None:
     def says(*_: Any) -> Any:
         return ModelUnavailable("away") if next(away, False) else grade(5)
 
-    counsel, _ = asking(says, patience=60.0)
+    counsel, _ = judged_by(says, patience=60.0)
     report = await asyncio.wait_for(counsel.report(attempt(), RUBRIC), 20)
     assert report is not None and report.missing is None
     assert {j.median for j in report.judgements} == {5}
 
 
 async def test_an_outage_without_end_holds_reviews_up_once_and_is_told() -> None:
-    counsel, model = asking(lambda *_: ModelUnavailable("away"), patience=0.0)
+    counsel, model = judged_by(lambda *_: ModelUnavailable("away"), patience=0.0)
     for _ in range(3):
         report = await asyncio.wait_for(counsel.report(attempt(), RUBRIC), 20)
         assert report is not None and report.missing is not None
@@ -53,7 +55,7 @@ async def test_an_outage_without_end_holds_reviews_up_once_and_is_told() -> None
 
 
 async def test_a_judge_that_refuses_is_no_vote_and_a_person_should_look() -> None:
-    counsel, _ = asking(lambda *_: ModelRefused("its filter"))
+    counsel, _ = judged_by(lambda *_: ModelRefused("its filter"))
     report = await counsel.report(attempt(), RUBRIC)
     assert report is not None and report.missing is not None
     assert all(j.median is None for j in report.judgements)
@@ -61,7 +63,7 @@ async def test_a_judge_that_refuses_is_no_vote_and_a_person_should_look() -> Non
 
 
 async def test_nobody_asks_a_judge_about_what_failed_or_was_scripted() -> None:
-    counsel, model = asking(lambda *_: grade(5))
+    counsel, model = judged_by(lambda *_: grade(5))
     assert await counsel.report(attempt(FAILED), RUBRIC) is None
     assert await counsel.report(ended(PASSED, agent="oracle"), RUBRIC) is None
     assert model.asked == []

@@ -18,7 +18,7 @@ from common.queue.embedded import EmbeddedServer
 from common.quota.budgets import Budget, read_budgets, set_budget
 from common.store import Store
 from common.task import Assignment
-from common.trajectory import Verdict
+from common.trajectory import Agent, Verdict
 from fleet.judge import judge_app
 from tests.exporters.attempts import review_of
 from tests.helpers import task
@@ -49,6 +49,7 @@ def fill(root: Path, count: int) -> None:
 @pytest.fixture
 def judge() -> Iterator[JudgeServer]:
     server = JudgeServer()
+    server.fingerprint = "fp_1"  # as a model's: a stand-in is trusted by nobody
     with served(server) as url:
         server.url = url  # type: ignore[attr-defined]
         yield server
@@ -104,26 +105,61 @@ def test_a_judge_under_the_floor_is_told_as_such(
     assert "no: kappa 0.83 is under the floor of 0.9" in said
 
 
-def test_a_refusal_ends_the_command_and_keeps_what_was_answered(
+def test_attempts_that_are_refused_are_counted_and_end_nothing(
     run: Run, judge: JudgeServer, tmp_path: Path
 ) -> None:
     fill(tmp_path / "output", 14)
     judge.refuse_from = 12
     code, said = run("calibrate")
-    assert code == 75
-    assert "no more of it" in said
-    assert "run it again" in said
-    assert run("show")[1].startswith("no judge has been measured")
+    assert code == 0, said
+    assert "│ code │ custom:acting │ 11 │" in said
+    assert "│ 0 │ 3 │" in said
     judge.refuse_from = None
     asked = len(judge.bodies)
     assert run("calibrate")[0] == 0
-    assert len(judge.bodies) - asked < 14
+    assert len(judge.bodies) == asked
+
+
+def test_a_stand_in_is_measured_and_not_trusted(
+    run: Run, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fill(tmp_path / "output", 14)
+    judge.fingerprint = "standin"
+    assert "no: a stand-in answered" in run("calibrate")[1]
+
+
+def test_what_was_measured_with_other_votes_is_told_as_such(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fill(tmp_path / "output", 12)
+    assert run("calibrate")[0] == 0
+    monkeypatch.setenv("FLEET_JUDGE_VOTES", "3")
+    assert "no: measured with FLEET_JUDGE_VOTES=1, and now it is 3" in run("show")[1]
+
+
+def test_attempts_that_cannot_be_used_are_counted_with_the_reason(run: Run, tmp_path: Path) -> None:
+    store = Store(tmp_path / "output")
+    for number, kind in enumerate(("oracle", "nop", "llm")):
+        trajectory = acted(
+            "1",
+            task_id=f"t-{number}",
+            attempt_id="r1-s0-1700000000000-0-d1-aaaaaaaa",
+            assignment=Assignment(task=task(f"t-{number}")),
+            revision=1,
+            agent=Agent.model_validate({"kind": kind}),
+            verdict=Verdict(passed=None if kind == "llm" else True),
+        )
+        store.write_attempt(trajectory)
+        store.write_review(review_of(trajectory))
+    code, said = run("calibrate")
+    assert code == 1
+    assert "left out: 2 by scripted agents, 1 without a verdict" in said
 
 
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        (("--scene", "web"), 1, "no attempt with a verdict"),
+        (("--scene", "web"), 1, "no attempt of a model with a verdict"),
         (("--judge", "gemeni"), 78, "known: gemini, deepseek"),
         (("--judge", "deepseek"), 78, "FLEET_DEEPSEEK_API_KEY"),
         (("--scene", "cod"), 2, "did you mean"),

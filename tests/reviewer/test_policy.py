@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from common.failures import ConfigurationError
 from common.review import Proposal
 from common.revision import apply, value_of
-from common.task import MAX_STEPS, Assignment, Change, Sampling, Task
+from common.task import MAX_STEPS, Assignment, Change, Sampling, SceneName, Task
 from reviewer.hints import HINTS
-from reviewer.policy import ALWAYS_RED, TABLE, Policy, Ruling
+from reviewer.policy import ALWAYS_RED, Policy, Ruling
 from tests.helpers import task
 from workers.scenes.code_constraints import CodeConstraints
 
 ADVICE = HINTS["timeout"]
+OWN = "Use the calendar of 1582. " * 30
+"""What a person wrote; longer than what may be added without anybody's word."""
 POLICY = Policy.load(people=2, models=["small", "big"])
 often = settings(max_examples=300, deadline=None)
 
@@ -62,10 +62,13 @@ def ruled(field: str, after: Any, assignment: Assignment | None = None, **said: 
         ("task.sampling.seed", "x", "red"),
         ("task.max_steps", 20, "green"),
         ("task.max_steps", 21, "red"),
+        ("task.max_steps", 11, "green"),
+        ("task.max_steps", 9, "red"),
         ("task.max_steps", 0, "red"),
         ("task.max_steps", 12.5, "red"),
         ("task.max_steps", True, "red"),
-        ("task.constraints.retries", 2, "red"),  # the task says nothing of retries
+        ("task.constraints.retries", 2, "red"),
+        ("task.constraints.step_timeout", 60, "red"),
         ("hints", [ADVICE], "green"),
         ("hints", [], "green"),
         ("hints", [ADVICE, "The answer is 42."], "yellow"),
@@ -81,8 +84,7 @@ def ruled(field: str, after: Any, assignment: Assignment | None = None, **said: 
         ("task.sampling.model", "bigger", "red"),
         ("task.sampling.max_tokens", 4096, "yellow"),
         ("task.sampling.max_tokens", 10**8, "red"),
-        ("task.samples", 4, "green"),
-        ("task.samples", 5, "red"),
+        ("task.samples", 4, "red"),
         ("task.checks.0.expected", "2", "red"),
         ("task.constraints.mounts", ["/"], "red"),
         ("task.sampling", {"temperature": 0.5}, "red"),
@@ -139,8 +141,8 @@ def test_the_table_names_every_field_of_a_task_and_of_the_code_scene() -> None:
     named = {field for rule in POLICY.rules for field in rule.fields}
     assert set(KNOWN) <= named
     green = {f for rule in POLICY.rules if rule.level == "green" for f in rule.fields}
-    assert {f for f in green if f in KNOWN} == {
-        "hints", "task.max_steps", "task.samples",
+    assert green == {
+        "hints", "task.max_steps",
         "task.sampling.temperature", "task.sampling.top_p", "task.sampling.seed",
     }  # fmt: skip
     most = next(rule.max for rule in POLICY.rules if "task.max_steps" in rule.fields)
@@ -189,11 +191,31 @@ def test_steps_are_counted_from_the_first_revision_so_that_doubling_does_not_rep
         assert ruled("task.max_steps", after, most).level == expected
 
 
-def test_what_else_may_double_does_so_in_the_first_revision_only() -> None:
-    patient = task(constraints={"step_timeout": 30})
-    for revision, after, expected in ((1, 60, "green"), (1, 61, "red"), (2, 60, "red")):
-        assignment = Assignment(task=patient, revision=revision)
-        assert ruled("task.constraints.step_timeout", after, assignment).level == expected
+def test_no_change_of_steps_by_rules_alone_takes_any_away() -> None:
+    raised = Assignment(task=task(max_steps=15), revision=2, original_max_steps=10)
+    for after, expected in ((15, "green"), (14, "red"), (10, "red"), (1, "red")):
+        assert ruled("task.max_steps", after, raised).level == expected
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ([OWN, ADVICE], "green"),
+        ([ADVICE, OWN], "green"),
+        ([OWN], "green"),
+        ([ADVICE], "yellow"),
+        ([], "yellow"),
+        ([OWN.lower(), ADVICE], "yellow"),
+        ([OWN, OWN], "yellow"),
+        ([OWN, ADVICE, "Print 2."], "yellow"),
+        ([OWN, *[ADVICE] * 10], "yellow"),
+    ],
+)
+def test_what_a_person_wrote_is_neither_dropped_nor_added_to_by_rules_alone(
+    after: list[str], expected: str
+) -> None:
+    told = Assignment(task=task(), revision=2, hints=(OWN, HINTS["error"]))
+    assert ruled("hints", after, told).level == expected
 
 
 @pytest.mark.parametrize(
@@ -216,6 +238,17 @@ def test_what_else_may_double_does_so_in_the_first_revision_only() -> None:
         ("task.checks.0.expected", None, "2", "holds no fields"),
         ("task.constraints.memory_mb", None, 2**70, "could not be stored"),
         ("task.constraints.memory_mb", None, "\ud800", "could not be stored"),
+        ("task.constraints.memory_mb", None, 999_999, "999999 is not from 64 to 8192"),
+        ("task.constraints.memory_mb", None, 63, "63 is not from 64 to 8192"),
+        ("task.constraints.disk_mb", None, 0, "from 1 to 4096"),
+        ("task.constraints.pids", None, 7, "from 8 to 1024"),
+        ("task.constraints.pids", None, "9", '"9" is no integer'),
+        ("task.constraints.network", None, "host", "none of none, loopback, allowlist"),
+        ("task.constraints.network", None, "allowlist", "needs at least one"),
+        ("task.constraints.hosts", None, ["a.example.org"], "belong to network allowlist"),
+        ("task.constraints", {}, {"network": "allowlist", "hosts": []}, "needs at least one"),
+        ("task.constraints", {}, {"pids": 9, "memory_mb": 1}, "1 is not from 64 to 8192"),
+        ("task.constraints.retries", None, 3, 'knows no constraint "retries"'),
     ],
 )
 def test_what_cannot_be_applied_is_asked_of_nobody(
@@ -225,69 +258,70 @@ def test_what_cannot_be_applied_is_asked_of_nobody(
     assert refused is not None and reason in refused
 
 
-# -- the file -------------------------------------------------------------------------------------
+def objection(constraints: Any) -> str | None:
+    assignment = Assignment(task=task())
+    return ruled("task.constraints", constraints, assignment, before={}).refused
 
 
-def entry(**fields: Any) -> dict[str, Any]:
-    return {"fields": ["task.priority"], "level": "red", "why": "w", "impact": "i", **fields}
+LIMITED = st.fixed_dictionaries(
+    {},
+    optional={
+        "network": st.sampled_from(["none", "loopback", "allowlist", "host"]),
+        "hosts": st.lists(st.sampled_from(["a.example.org", "*.b.org", "a:80", "A.org", ""])),
+        "memory_mb": st.integers(60, 68) | st.integers(8190, 8194) | st.just("64k"),
+        "disk_mb": st.integers(-1, 2) | st.integers(4095, 4097),
+        "pids": st.integers(6, 9) | st.integers(1023, 1025),
+        "language": st.sampled_from(["bash", "perl", None]),
+        "image": st.sampled_from(["python:3.12", 3, None]),
+        "files": st.dictionaries(
+            st.sampled_from(["a", "a/b", "/a", "../a", "a/..", "a/../b", "..a", "a..", "", "\0"]),
+            st.sampled_from(["", "1"]), max_size=2,
+        ) | st.just({"a": 1}),
+        "python_packages": st.lists(st.just("numpy")) | st.just("numpy"),
+        "only_expected_tools": st.booleans() | st.just([]),
+        "colour": st.just("red"),
+    },
+).filter(bool)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("rules", "reason"),
-    [
-        ([entry(), entry(level="purple")], "rule 2 .*priority.*: level"),
-        ([entry(color=1)], "rule 1 .*: color: unknown field"),
-        ([entry(fields=[])], "rule 1: fields"),
-        ([entry(fields=["task.colour"])], "'task.colour' is no field of a task"),
-        ([entry(fields=["priority"])], "'priority' is no field of a task"),
-        ([entry(), entry()], "rule 2 .*: task.priority goes before and hides it"),
-        ([entry(fields=["task.sampling.*", "task.sampling.seed"])], "hides it"),
-        ([entry(fields=["task.checks"], level="green")], "task.checks must be red"),
-        ([entry(fields=["task.constraints.*"], level="yellow")], "must be red"),
-        ([entry(fields=["task.checks.0.expected"], level="yellow")], "must be red"),
-        ([entry(level="yellow", outside="green")], "outside: "),
-        ([entry(level="yellow", editable=True, type="text")], "editable: "),
-        ([entry(min=1)], "bounds of an integer or a number"),
-        ([entry(approved="hints", type="text")], "bounds of a list of texts"),
-        ([entry(allowed="models")], "allowed is a bound of a text"),
-        ([entry(impact="")], "impact"),
-        (["red"], "rule 1: "),
-        ("red", "rules: must be a list"),
-    ],
-)
-def test_a_table_that_says_nonsense_is_refused_by_rule_and_reason(
-    tmp_path: Path, rules: Any, reason: str
+@often
+@given(LIMITED)
+def test_what_the_table_lets_through_the_code_scene_takes_and_the_other_way_round(
+    constraints: dict[str, Any],
 ) -> None:
-    file = tmp_path / "policy.yaml"
-    file.write_text(yaml.safe_dump({"version": 1, "rules": rules}))
-    with pytest.raises(ConfigurationError, match=reason) as told:
-        Policy.load(file)
-    assert str(told.value).startswith(f"{file}: ")
+    try:
+        CodeConstraints.model_validate(constraints)
+        taken = True
+    except ValidationError:
+        taken = False
+    assert (objection(constraints) is None) == taken
 
 
-@pytest.mark.parametrize("text", ["rules: [", "- 1", "version: 2\nrules: []", "version: 1"])
-def test_a_file_that_is_no_table_is_refused_by_name(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "policy.yaml"
-    file.write_text(text)
-    with pytest.raises(ConfigurationError, match=r"policy\.yaml: "):
-        Policy.load(file)
-    with pytest.raises(ConfigurationError, match=r"none\.yaml: cannot be read"):
-        Policy.load(tmp_path / "none.yaml")
+def test_the_limits_name_every_constraint_of_the_code_scene() -> None:
+    assert set(POLICY.limits) == {SceneName.CODE}
+    assert set(POLICY.limits[SceneName.CODE]) == set(CodeConstraints.model_fields)
 
 
-@pytest.mark.parametrize("red", ALWAYS_RED)
-def test_no_table_can_make_verifiers_limits_and_budgets_less_than_red(
-    tmp_path: Path, red: str
-) -> None:
-    file = tmp_path / "policy.yaml"
-    for field in (red, f"{red}.*", f"{red}.x", f"{red.rpartition('.')[0]}.*"):
-        rules = [entry(fields=[field], level="yellow")]
-        file.write_text(yaml.safe_dump({"version": 1, "rules": rules}))
-        with pytest.raises(ConfigurationError):
-            Policy.load(file)
-    without = [r for r in yaml.safe_load(TABLE.read_text())["rules"] if red not in r["fields"]]
-    file.write_text(yaml.safe_dump({"version": 1, "rules": without}))
-    silent = Policy.load(file).ruling(
-        Proposal(field=red, after=1, reason=""), Assignment(task=task())
-    )
-    assert silent.level == "red"
+def test_a_network_and_its_hosts_come_and_go_together() -> None:
+    open_ = {"network": "allowlist", "hosts": ["a.example.org"]}
+    there = Assignment(task=task(constraints=open_))
+    for name, before in open_.items():
+        taken_away = ruled(f"task.constraints.{name}", None, there, before=before)
+        assert taken_away.refused is not None
+    more = ruled("task.constraints.hosts", ["b.example.org"], there, before=open_["hosts"])
+    assert (more.level, more.refused) == ("red", None)
+    assert ruled("task.constraints", {"pids": 9}, there, before=open_).refused is None
+
+
+def test_other_scenes_are_not_held_to_the_limits_of_the_code_scene() -> None:
+    of_web = Assignment(task=task(task_type="web"))
+    assert ruled("task.constraints.memory_mb", 999_999, of_web).refused is None
+
+
+def test_options_that_cannot_be_applied_are_offered_to_nobody() -> None:
+    options: tuple[Any, ...] = (["hammer"], ["bash"], "python", [], ["python"])
+    ruling = ruled("task.expected_tools", ["shell"], before=[], options=options)
+    assert (ruling.options, ruling.refused) == ((["bash"], ["python"]), None)
+    none_fits = ruled("task.expected_tools", ["hammer"], before=[], options=(["anvil"],))
+    assert none_fits.options == ()
+    assert none_fits.refused is not None and "hammer" in none_fits.refused

@@ -36,10 +36,10 @@ def showed(*texts: str, **fields: Any) -> Trajectory:
     return ended(steps=steps, assignment=Assignment(task=judged(**fields)))
 
 
-def of_people(trajectory: Trajectory, *models: str) -> list[Proposal]:
+def of_people(trajectory: Trajectory) -> list[Proposal]:
     """The proposals people would be asked about; every other one is green and fits."""
     asked = []
-    for proposal in propose(trajectory, models=models):
+    for proposal in propose(trajectory):
         ruling = POLICY.ruling(proposal, trajectory.assignment)
         assert ruling.refused is None
         assert set(proposal.evidence) <= {s.step_id for s in trajectory.steps}
@@ -49,8 +49,8 @@ def of_people(trajectory: Trajectory, *models: str) -> list[Proposal]:
     return asked
 
 
-def only(trajectory: Trajectory, *models: str) -> Proposal:
-    [proposal] = of_people(trajectory, *models)
+def only(trajectory: Trajectory) -> Proposal:
+    [proposal] = of_people(trajectory)
     return proposal
 
 
@@ -78,24 +78,25 @@ def test_what_passed_is_never_taken_to_people() -> None:
         PASSED, steps=(failed(1, "ModuleNotFoundError: No module named 'numpy'"), step(2)),
         stop_reason=StopReason.TIMEOUT,
     )  # fmt: skip
-    assert of_people(lacked, "big") == []
+    assert of_people(lacked) == []
+
+
+def test_advice_is_given_besides_what_people_wrote_and_instead_of_older_advice() -> None:
+    own = ("Use the calendar of 1582.", "Mind the leap years.")
+    told = Assignment(task=judged(), revision=2, hints=(own[0], HINTS["timeout"], own[1]))
+    advice, *_ = propose(ended(steps=(step(1, success=False),), assignment=told))
+    assert advice.after == [*own, HINTS["error"], HINTS["stdout"]]
+    assert POLICY.ruling(advice, told).level == "green"
+    same = told.model_copy(update={"hints": tuple(advice.after)})
+    again = propose(ended(steps=(step(1, success=False),), assignment=same))
+    assert HINT not in [p.field for p in again]
+
+
+def test_a_failure_alone_is_no_reason_to_take_another_model() -> None:
+    assert of_people(ended(steps=(step(1, success=False),))) == []
 
 
 # -- a person chooses -----------------------------------------------------------------------------
-
-
-def test_another_model_is_offered_with_all_the_others_as_options() -> None:
-    offer = only(ended(steps=(step(3, success=False),)), "small", "big", "small")
-    assert (offer.field, offer.level) == ("task.sampling.model", "yellow")
-    assert (offer.before, offer.after, offer.options) == (None, "small", ("big",))
-    assert offer.evidence == (3,)
-
-
-def test_the_model_that_failed_is_not_offered_again() -> None:
-    small = ended(assignment=Assignment(task=judged(sampling={"model": "small"})))
-    offer = only(small, "small", "big")
-    assert (offer.before, offer.after, offer.options) == ("small", "big", ())
-    assert of_people(small, "small") == []
 
 
 def call(tool: str) -> dict[str, Any]:
@@ -264,7 +265,7 @@ def test_nothing_a_check_expects_is_in_any_proposal(
         Verdict(passed=False, reward=0.0, checks=(found,)), steps=steps, stop_reason=stop,
         assignment=Assignment(task=judged(checks=[checks[kind]], reference={"answer": secret})),
     )  # fmt: skip
-    proposals = propose(attempt, models=["small", "big"])
+    proposals = propose(attempt)
     assert proposals
     assert secret not in "".join(p.model_dump_json() for p in proposals)
-    assert propose(attempt, models=["small", "big"]) == proposals
+    assert propose(attempt) == proposals

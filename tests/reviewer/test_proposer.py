@@ -121,7 +121,7 @@ async def test_a_model_that_answers_in_json_is_heard_too(proposer: Make) -> None
 
 
 async def test_what_a_malicious_model_calls_green_is_red(proposer: Make) -> None:
-    wishes = [
+    wishes: list[dict[str, Any]] = [
         {"field": "task.threshold", "to": 0},
         {"field": "task.checks", "to": []},
         {"field": "task.constraints.image", "to": "evil:latest"},
@@ -195,6 +195,32 @@ async def test_a_provider_that_is_away_is_no_suggestion_and_is_told(proposer: Ma
     asked = proposer(said(), faults={"*": "503"}, deadline=0.5)
     with pytest.raises(ModelUnavailable):
         await asked.suggest(attempt())
+
+
+async def test_only_tools_the_agent_was_shown_are_named_and_taken(
+    proposer: Make, standin: Standin
+) -> None:
+    tools = tuple({"function": {"name": name}} for name in ("run_python", "read_file", "finish"))
+    tried = attempt().model_copy(update={"tools": tools})
+    asked = proposer(
+        said(
+            {"field": "task.expected_tools", "to": ["browser"]},
+            {"field": "task.expected_tools", "to": ["python", "code_executor"]},
+            {"field": "task.expected_tools", "to": "python"},
+            {
+                "field": "task.expected_tools",
+                "to": ["python", "file_reader"],
+                "options": [["browser"], ["python"], [["python"]], "python"],
+            },
+        )
+    )
+    [taken] = await asked.suggest(tried)
+    assert (taken.after, taken.options) == (["python", "file_reader"], (["python"],))
+    assert kinds(asked) == ["unfit", "unfit", "unfit", "proposal"]
+    [request] = standin.journal
+    system = request.body["messages"][0]["content"]
+    known = "python_executor, python, file_reader, calculator, run_python, read_file;"
+    assert f"task.expected_tools: list, of: {known}" in system
 
 
 # -- what must not get out, or in -----------------------------------------------------------------

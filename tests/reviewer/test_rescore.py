@@ -188,6 +188,14 @@ def test_only_what_was_asked_for_is_scored_again(store: Store, run: Run) -> None
     assert of("--scene", "web") == (0, {"scene of another rubric": 1})
 
 
+def test_a_glob_that_matches_no_task_is_said_and_no_success(store: Store, run: Run) -> None:
+    keep(store, "a")
+    rubric = strict(store.root.parent / "rubrics")
+    for argv in ((), ("--json",)):
+        code, shown = run("--rubric", rubric, "--task", "zzz*", *argv)
+        assert (code, shown.strip()) == (1, "fleet: --task: no task's id matches 'zzz*'")
+
+
 def test_a_damaged_file_is_named_and_the_rest_is_done(store: Store, run: Run) -> None:
     for task_id in ("a", "b", "c"):
         keep(store, task_id)

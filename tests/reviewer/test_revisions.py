@@ -12,7 +12,7 @@ from common.failures import Failure, FailureKind
 from common.task import Assignment, Task
 from common.trajectory import CheckResult, Step, StopReason, Verdict
 from reviewer.hints import HINTS
-from reviewer.review import propose
+from reviewer.propose import propose
 from tests.reviewer.endings import FAILED, PASSED, STEPS, STOPS, ended, judged, of, often, step
 
 # -- revisions ------------------------------------------------------------------------------------
@@ -120,6 +120,15 @@ def test_when_nothing_is_left_to_change_the_attempt_is_rejected() -> None:
     got = of(ended(FAILED, assignment=assignment))
     assert (got.review.decision, got.next) == ("rejected", None)
     assert "no change it may make by itself is left" in got.review.reason
+
+
+def test_what_a_person_wrote_is_still_told_after_a_green_revision() -> None:
+    own = "Use the calendar of 1582."
+    written = Assignment(task=judged(), revision=2, hints=(own,))
+    got = of(ended(FAILED, assignment=written)).next
+    assert got is not None
+    assert got.hints[0] == own
+    assert set(got.hints[1:]) and set(got.hints[1:]) <= set(HINTS.values())
 
 
 # -- hints ----------------------------------------------------------------------------------------

@@ -171,3 +171,10 @@ def test_nothing_is_passed_over_in_silence(tmp_path: Path, content: dict[str, An
     written(tmp_path, content, "coding.yaml")
     with pytest.raises(ConfigurationError, match=r"coding\.yaml: is named after no scene"):
         rubrics(tmp_path)
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "code.yaml"
+    path.write_text("name: " + "[" * 600 + "]" * 600)
+    with pytest.raises(ConfigurationError, match=r"^rubric \S+code.yaml: is nested too deeply$"):
+        load(path)

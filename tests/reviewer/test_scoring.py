@@ -136,8 +136,9 @@ def test_a_clean_success_has_full_marks_and_each_fault_costs() -> None:
     first, second = step(1, "run_python", code="a"), step(2, "run_python", code="b")
     clean = points(PASSED, first, second)
     assert clean == points(PASSED) == 100
-    guessed = points(PASSED, step(1, "write_file", path="solution.py", content="x"), second)
-    assert 95 <= guessed < clean, "a name of its own choice costs little"
+    own = step(1, "write_file", path="solution.py", content="x")
+    assert points(PASSED, own, second) == clean, "a name of its own choice costs nothing"
+    assert 95 <= points(PASSED, step(1, path="solution.py"), second) < clean, "a guess a little"
     again = step(2, "run_python", code="a")
     assert points(PASSED, first, again) < clean
     assert points(PASSED, first, second, malformed=1) < clean
@@ -145,6 +146,18 @@ def test_a_clean_success_has_full_marks_and_each_fault_costs() -> None:
     recovered = points(PASSED, failed, second)
     abandoned = points(PASSED, first, step(2, "run_shell", success=False, command="b"))
     assert abandoned < CODE_THRESHOLD <= recovered < clean
+
+
+def test_padding_does_not_make_up_for_failures() -> None:
+    wild = [step(n, "run_python", success=n == 4, code=str(n)) for n in range(1, 5)]
+
+    def padded(idle: int) -> int:
+        more = (step(4 + n, "run_python", f"{n}", code=f"print({n})") for n in range(1, idle + 1))
+        return points(PASSED, *wild, *more)
+
+    assert 80 <= padded(0) <= padded(5) == padded(40) < 90
+    recovered = points(PASSED, *wild[2:])
+    assert padded(40) <= recovered + 2, "four steps for one failure are worth as much"
 
 
 CODE_THRESHOLD = 80

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from common.queue.control import Who
 from common.review import Judgement, JudgeReport, Label, Review
 from common.store import Store
 from common.task import Assignment, Task
@@ -33,8 +36,8 @@ def run(store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(store.root.parent)
 
-    def invoke(*argv: str, by: str = "ana", typed: str | None = None) -> tuple[int, str]:
-        monkeypatch.setenv("LOGNAME", by)
+    def invoke(*argv: str, by: str = "ana", typed: str | bytes | None = None) -> tuple[int, str]:
+        monkeypatch.setattr("fleet.second_look.who", lambda: Who(f"{by}@lab", ""))
         done = CliRunner().invoke(review_app, list(argv), input=typed)
         return done.exit_code, done.output
 
@@ -124,7 +127,8 @@ def test_who_breaks_off_has_said_nothing(store: Store, run: Run) -> None:
 def test_saying_it_again_replaces_it_and_nonsense_is_refused(store: Store, run: Run) -> None:
     keep(store, "t")
     store.write_attempt(made("t", FIRST.replace("d1", "d2"), revision=1))
-    for verdict in ("pass", "unsure", "fail"):
+    assert run("label", "t", FIRST, "--verdict", "pass")[0] == 0
+    for verdict in ("unsure", "fail"):
         assert run("label", "t", FIRST, "--verdict", verdict, "--failure-type", "unsafe")[0] == 0
     assert run("label", "t", FIRST, "--verdict", "pass", by="bo")[0] == 0
     assert said(store, "t") == [("ana", "fail"), ("bo", "pass")]
@@ -137,9 +141,51 @@ def test_saying_it_again_replaces_it_and_nonsense_is_refused(store: Store, run: 
         (("label", "t", FIRST, "--verdict", "pass", "--score", "101"), 2),
         (("label", "t", FIRST, "--verdict", "pass", "--failure-type", "ugly"), 2),
         (("label", "t", FIRST, "--verdict", "pass", "--note", "x" * 4001), 2),
+        (("label", "t", FIRST, "--verdict", "pass", "--note", "\udcff"), 2),
+        (("label", "t", FIRST, "--verdict", "pass", "--failure-type", "unsafe"), 2),
     ):
         assert run(*wrong)[0] == code, wrong
     assert said(store, "t") == [("ana", "fail"), ("bo", "pass")]
+
+
+def test_a_note_that_is_too_long_is_asked_for_again_and_no_answer_is_lost(
+    store: Store, run: Run
+) -> None:
+    keep(store, "t")
+    code, shown = run("next", typed=f"fail\n20\nunsafe\n{'x' * 4001}\nit was sent\n")
+    assert (code, "at most 4,000 characters" in shown) == (0, True), shown
+    (label,) = store.labels_of("t", FIRST)
+    assert (label.verdict, label.score, label.failure_type, label.note) == (
+        "fail", 20, "unsafe", "it was sent",
+    )  # fmt: skip
+
+
+def test_what_is_typed_and_is_not_utf8_is_asked_for_again(store: Store) -> None:
+    keep(store, "t")
+    done = subprocess.run(
+        [sys.executable, "-m", "fleet", "review", "next", "--output", store.root],
+        input=b"\xe9\nfail\n20\nunsafe\ncaf\xe9\nit was sent\n", capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, "is not UTF-8" in done.stdout.decode()) == (0, True), done
+    (label,) = store.labels_of("t", FIRST)
+    assert (label.verdict, label.note) == ("fail", "it was sent")
+
+
+def test_a_note_that_is_too_long_is_refused_in_a_sentence(store: Store, run: Run) -> None:
+    keep(store, "t")
+    code, shown = run("label", "t", FIRST, "--verdict", "pass", "--note", "x" * 4001)
+    assert (code, shown.strip()) == (
+        2, "fleet: --note: a note has at most 4,000 characters; these are 4,001",
+    )  # fmt: skip
+
+
+def test_a_damaged_label_is_said_again_by_whoever_said_it(store: Store, run: Run) -> None:
+    keep(store, "t")
+    assert run("label", "t", FIRST, "--verdict", "fail")[0] == 0
+    (file,) = store.root.rglob("*.label.*.json")
+    file.write_text("{")
+    code, shown = run("next", typed="pass\n\n\n")
+    assert (code, "is not a label" in shown, said(store, "t")) == (0, True, [("ana", "pass")])
 
 
 def test_damaged_files_are_named_and_passed_over(store: Store, run: Run) -> None:

@@ -231,3 +231,84 @@ def test_an_attempt_alone_is_shown_as_before(store: Store, run: Run) -> None:
     assert run("nobody")[0] == run("t", "--attempt", "r7")[0] == 1
     shown = run("t")[1]
     assert "review: accepted, score 93" in shown and "first try" in shown and "★" not in shown
+
+
+RED = Proposal(field="task.timeout", before=None, after=900, reason="r", level="red")
+GREEN = Proposal(field="hints", before=[], after=["Read the error."], reason="r", level="green")
+
+
+def said(approval: str, by: str, state: str, then: str = "", **more: Any) -> dict[str, Any]:
+    return {"entry": "1-0", "unit": "r1-s0", "approval_id": approval, "by": by, "state": state,
+            "then": then, **more}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "ended", "asked"),
+    [
+        (
+            said("ap-1", "ana@lab", "rejected", "rejected", why="too slow"),
+            "rejected by ana@lab", "rejected by ana@lab: too slow (ap-1)",
+        ),
+        (said("ap-1", "expiry", "expired", "rejected"), "expired", "expired (ap-1)"),
+        (
+            said("ap-1", "bo@lab", "cancelled", decision="cancel", why=""),
+            "cancelled by bo@lab", "cancelled by bo@lab (ap-1)",
+        ),
+        (
+            {"entry": "1-0", "attempt_id": FIRST, "decision": "cancelled", "by": "reviewer-1"},
+            "cancelled", "cancelled (ap-1)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_unit_that_has_ended_waits_for_nobody_and_asks_nothing(
+    store: Store, run: Run, line: dict[str, Any], ended: str, asked: str
+) -> None:
+    keep(
+        store, FIRST, score=10, decision="waiting", proposals=(GREEN, RED), approvals=("ap-1",),
+        changes=(HINTS,),
+    )  # fmt: skip
+    before = run("t")[1]
+    assert lines_with(before, FIRST, "waiting") and lines_with(before, "fleet approvals show ap-1")
+
+    audit(store, **line)
+    shown = run("t")[1]
+    (row,) = lines_with(shown, FIRST, "first try")
+    assert ended in row and "waiting" not in row
+    assert lines_with(shown, "task.timeout", asked)
+    assert "fleet approvals" not in shown and "goes along" not in shown and "next:" not in shown
+    assert lines_with(shown, "hints", "green", f"not applied: {ended}")
+    assert lines_with(shown, f"review: waiting, {ended}, score 10")
+    (told,) = json.loads(run("t", "--history", "--json")[1])
+    assert (told["decision"], told["ended"]) == ("waiting", ended)
+
+
+def test_a_unit_waits_until_the_last_of_its_approvals_is_decided(store: Store, run: Run) -> None:
+    two = (RED, RED.model_copy(update={"field": "task.threshold"}))
+    keep(store, FIRST, score=10, decision="waiting", proposals=two, approvals=("ap-1", "ap-2"))
+    audit(store, **said("ap-2", "ana@lab", "rejected", "waits"))
+    assert lines_with(run("t")[1], FIRST, "waiting")
+    audit(store, **said("ap-1", "bo@lab", "approved", "next"))
+    shown = run("t")[1]
+    assert lines_with(shown, FIRST, "decided by bo@lab", "first try")
+    assert lines_with(shown, "task.timeout", "approved by bo@lab (ap-1)")
+    assert lines_with(shown, "task.threshold", "rejected by ana@lab (ap-2)")
+
+
+def test_each_file_of_an_attempt_says_what_it_can_whatever_befell_the_others(
+    store: Store, run: Run
+) -> None:
+    keep(store, FIRST, passed=True, reward=1.0, score=93, decision="accepted")
+    store.write_label(Label(task_id="t", attempt_id=FIRST, by="bo", verdict="pass", at=1.0))
+    store.write_label(Label(task_id="t", attempt_id=FIRST, by="cy", verdict="pass", at=1.0))
+    (bad,) = store.root.rglob("*.label.cy*.json")
+    bad.write_text("{")
+    code, shown = run("t", "--history")
+    assert code == 0
+    assert lines_with(shown, FIRST, "passed", "93", "accepted", "1 damaged, 1 pass", "first try")
+
+    store.attempt_path("t", FIRST).write_text("{")
+    shown = run("t", "--history")[1]
+    assert lines_with(shown, FIRST, "damaged", "93", "accepted")
+    (told,) = json.loads(run("t", "--history", "--json")[1])
+    assert (told["decision"], told["passed"], told["labels"]) == ("accepted", True, {"pass": 1})
+    assert "is not a trajectory" in told["trouble"] and "is not a label" in told["bad_labels"][0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from common.review import Signal
 from common.task import Assignment
 from common.trajectory import Action, Observation, Step, Trajectory, Verdict
+from reviewer.grounding import grounded
 from reviewer.signals import ALWAYS, SIGNALS, Sibling, measure
 from tests.exporters.attempts import attempt
 from tests.helpers import task
@@ -105,13 +108,49 @@ def test_answers_that_could_not_be_read_count_among_all_answers() -> None:
     assert (malformed.value, malformed.points) == (1, 0.75)
 
 
+@often
+@given(
+    steps=STEPS, idle=st.integers(1, 40), malformed=st.integers(0, 5),
+    more=st.sampled_from(["read_file", "run_python"]),
+)  # fmt: skip
+def test_no_number_of_idle_steps_hides_faults(
+    steps: list[Step], idle: int, malformed: int, more: str
+) -> None:
+    padding = [step(len(steps) + n, more, f"{n}", path=f"idle-{n}") for n in range(1, idle + 1)]
+    before = measure(made_of(*steps, malformed_answers=malformed))
+    after = measure(made_of(*steps, *padding, malformed_answers=malformed))
+    for name in ("wasted_steps", "malformed", "repetition"):
+        assert after[name].value == before[name].value
+        assert after[name].points <= round(4 / (4 + before[name].value), 4)
+    if "recovery" in before:
+        assert after["recovery"].value <= before["recovery"].value + 2, "the first of them at most"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "recovered"),
+    [
+        ("x.", 1), ("xx.", 2), ("xxx.", 2), ("xxx....", 2), ("xxxxxx.", 2),
+        ("x.x.x.", 3), (".xxx", 0), ("x.xxx.", 3),
+    ],
+)  # fmt: skip
+def test_a_success_makes_up_for_the_last_two_failures_in_a_row(
+    outcomes: str, recovered: int
+) -> None:
+    steps = [step(n, success=how != "x", path=f"{n}") for n, how in enumerate(outcomes, 1)]
+    found = of("recovery", *steps)
+    assert found is not None
+    failed = outcomes.count("x")
+    assert (found.value, found.points) == (recovered, round(recovered / failed, 4))
+
+
 # -- repetition -----------------------------------------------------------------------------------
 
 
 def repeated(*steps: Step) -> tuple[int, ...]:
     found = of("repetition", *steps)
     assert found is not None
-    assert found.points == pytest.approx(1 - len(found.steps) / len(steps), abs=1e-4)
+    count = len(found.steps)
+    assert found.points == pytest.approx(min(1 - count / len(steps), 4 / (4 + count)), abs=1e-4)
     return found.steps
 
 
@@ -120,6 +159,12 @@ def test_the_same_call_again_is_a_repeat_whatever_the_order_of_its_arguments() -
     two = step(2, "search", "none", options={"b": 2, "a": [1]}, text="x")
     assert repeated(one, two) == (2,)
     assert repeated(one, step(2, "search", "none", text="x", options={"a": [2], "b": 2})) == ()
+
+
+def test_true_and_one_are_different_arguments() -> None:
+    calls: list[Any] = [True, 1, False, 0, [True], [1], {"a": False}, {"a": 0}]
+    assert repeated(*(step(n, "set", "ok", to=to) for n, to in enumerate(calls, 1))) == ()
+    assert repeated(*(step(n, "set", "ok", to=[True]) for n in (1, 2))) == (2,)
 
 
 def test_a_test_run_again_after_an_edit_is_no_repeat() -> None:
@@ -189,15 +234,61 @@ def test_a_value_is_grounded_if_the_task_says_it(
     assert found == (None if points is None else (points, (1,) if points < 1 else ()))
 
 
-def test_what_was_seen_or_written_before_grounds_and_what_comes_later_does_not() -> None:
+def test_what_was_seen_before_grounds_and_what_comes_later_does_not() -> None:
     listing = step(1, "list_files", "notes.txt  todo.txt")
     early, late = step(1, path="notes.txt"), step(2, path="notes.txt")
     assert grounding(listing, late) == (1, ())
     assert grounding(early, step(2, "list_files", "notes.txt")) == (0, (1,))
     assert grounding(step(1, seen="found notes.txt", path="notes.txt")) == (0, (1,))
-    program = step(1, "run_python", code="open('notes.txt', 'w').write('x')")
-    assert grounding(program, late) == (1, ()), "it wrote that file itself"
     assert grounding(early, late, step(3, path="notes.txt")) == (0, (1,)), "a guess is one guess"
+
+
+def test_how_it_calls_what_it_creates_is_not_made_up() -> None:
+    """Neither where it is created nor from then on."""
+    reads = step(2, path="solution.py")
+    calls: dict[str, dict[str, Any]] = {
+        "write_file": {"path": "solution.py", "content": "x"},
+        "save": {"path": "solution.py"},
+        "edit": {"file_path": "solution.py", "file_text": "x"},
+        "convert": {"path": "given.csv", "output_path": "solution.py"},
+    }
+    for tool, arguments in calls.items():
+        creates = step(1, tool, **arguments)
+        assert grounding(creates, reads, description="Read given.csv.") in (None, (1, ())), tool
+        said = grounding(creates, step(2, path="other.py"), description="Read given.csv.")
+        assert said is not None and said[1] == (2,)
+    in_vain = step(1, "write_file", success=False, path="/no/such/place", content="x")
+    assert grounding(in_vain) == (0, (1,))
+    assert grounding(step(1, "create_user", name="Zaphod", path="zaphod")) == (0, (1,))
+
+
+def test_a_comment_does_not_vouch_for_what_was_made_up() -> None:
+    program = step(1, "run_python", code="# see /made/up.txt and order A-4711")
+    assert grounding(program, step(2, "find", order="A-4711")) == (0, (2,))
+    assert grounding(program, step(2, success=False, path="/made/up.txt")) == (0, (2,))
+
+
+def test_a_file_that_its_program_wrote_and_that_is_there_is_not_made_up() -> None:
+    program = step(1, "run_python", code="open('notes.txt', 'w').write('x')")
+    reads = step(2, path="notes.txt")
+    assert grounding(program, reads) == (1, ())
+    assert grounding(reads.model_copy(update={"step_id": 1}), program) == (0, (1,))
+
+
+@often
+@given(value=st.text("1a-", min_size=3, max_size=5), seen=st.text("1a- ", max_size=40))
+def test_a_number_is_there_only_as_a_whole(value: str, seen: str) -> None:
+    starts, ends = value[0].isdecimal(), value[-1].isdecimal()
+    whole = (r"(?<!\d)" if starts else "") + re.escape(value) + (r"(?!\d)" if ends else "")
+    found = grounding(step(1, "look", seen), step(2, "find", item=value))
+    assert found == ((1, ()) if re.search(whole, seen) else (0, (2,)))
+
+
+def test_upper_and_lower_case_are_the_same_wherever_they_stand() -> None:
+    looks = step(1, "look", "İSTANBUL İİİ\nÇankaya"), step(2, "look", "Ünye 4711")
+    for value in ("çankaya", "ÇANKAYA", "ünye", "istanbul", 4711):
+        assert grounding(*looks, step(3, "go", to="nowhere", then=value)) == (0.5, (3,)), value
+    assert grounding(*looks, step(3, "go", to="nowhere", then="unye")) == (0, (3,))
 
 
 def test_what_the_prompt_and_the_tools_say_grounds_and_what_the_model_says_does_not() -> None:
@@ -257,8 +348,30 @@ def test_five_hundred_steps_with_long_results_are_measured_at_once(known: bool) 
     trajectory = made_of(*steps)
     took = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         found = measure(trajectory)["grounding"]
-        took.append(time.perf_counter() - began)
+        took.append(time.process_time() - began)
     assert found.points == (pytest.approx(0.5, abs=0.3) if known else 0), "of an even sample"
     assert min(took) < 0.25, "about 0.03 s on a machine that does nothing else"
+
+
+WORST: dict[str, Callable[[int], tuple[str, dict[str, Any]]]] = {
+    "digits": lambda n: ("1" * 16_000, {"path": "1" * (3 + n % 40), "id": f"x{n}"}),
+    "numbers inside": lambda n: ("x11" * 5300, {"a": "x" + "1" * (3 + n % 40), "b": f"x1{n}"}),
+    "almost there": lambda n: ("a" * 16_000, {"a": "a" * 50 + "b" + "a" * (n % 90)}),
+    "not in ASCII": lambda n: ("京都大" * 5300, {"a": "京" * (n % 50) + "A", "b": f"京都{n}B"}),
+    "many values": lambda n: ("row 1 x " * 2000, {"a": [f"row {n} {k}" for k in range(1000)]}),
+}
+
+
+@pytest.mark.parametrize("steps", [50, 500])
+@pytest.mark.parametrize("case", WORST)
+def test_no_record_takes_long_to_ground(case: str, steps: int) -> None:
+    made = []
+    for n in range(1, steps + 1):
+        seen, arguments = WORST[case](n)
+        made.append(step(n, "look", seen, **arguments))
+    trajectory = made_of(*made)
+    began = time.process_time()
+    assert grounded(trajectory) is not None
+    assert time.process_time() - began < 0.6, "0.08-0.2 s on a machine that does nothing else"

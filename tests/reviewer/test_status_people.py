@@ -14,6 +14,7 @@ DONE = {"tasks": 9, "units": 9, "committed": 9, "accepted": 5, "tasks_accepted":
 
 def snapshot(workers: int = 1, live: dict[str, int] | None = None, **counters: int) -> Snapshot:
     now: Any = {"waiting": 0, "running": 0, "delayed": 0, "reviewing": 0} | (live or {})
+    now["undecided"] = counters.pop("undecided", 0)
     return Snapshot({"code": Counts(**now, counters={**DONE, **counters})}, {"code": workers}, {})
 
 
@@ -57,3 +58,18 @@ def test_workers_are_missed_only_where_there_is_work_for_them() -> None:
     assert missed(undecided=3, live={"waiting": 1})
     assert missed(live={"delayed": 4})
     assert missed(held=1)
+
+
+def test_who_waits_for_nobody_any_more_is_not_counted_as_waiting() -> None:
+    """The counter has also those whose time is over, until somebody ends them."""
+    late = snapshot(workers=0)
+    late.scenes["code"].counters["undecided"] = 2
+    assert shown(late)["waiting for people"] == "0"
+    assert as_dict(late)["code"]["undecided"] == 0
+    assert late.held_up(["code"]) == []
+    assert any("workers" in remark for remark in remarks(late))
+
+
+def test_what_came_to_no_verdict_is_told_as_what_happened() -> None:
+    (line,) = remarks(snapshot(human=2))
+    assert line == ("code: 2 came to no verdict: fleet review next shows those you have not seen")
