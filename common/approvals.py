@@ -8,7 +8,9 @@ that comes too late is refused with what was decided.
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+import json
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
@@ -79,3 +81,21 @@ class Wait(Contract):
     @property
     def pending(self) -> tuple[Approval, ...]:
         return tuple(a for a in self.approvals if a.pending)
+
+
+def refusal_key(field: str, after: JsonValue) -> str:
+    """Name a change by what it would make of a field: the same for the same JSON.
+
+    16 hex digits; what people refuse is kept by it (`Assignment.refused`), and not asked again.
+    """
+    told = json.dumps([field, _plain(after)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """Return a JSON value with one spelling for each number: 1.0 is 1."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -285,6 +285,8 @@ class Assignment(Contract):
     history: tuple[RevisionScore, ...] = ()
     original_max_steps: int | None = None
     """`max_steps` of the first revision, where a review raised it."""
+    refused: tuple[str, ...] = ()
+    """What people did not want in an earlier revision: `common.approvals.refusal_key` of each."""
 
     @property
     def unit(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from common.approvals import Approval, Wait
+from common.approvals import Approval, Wait, refusal_key
 from common.review import DecisionName, Group, JudgeReport, Proposal, Review
 from common.revision import CannotApply, history_with, revised
 from common.task import Assignment, Change, digest
@@ -202,6 +202,9 @@ def authorise(
     for proposal in proposals:
         ruling = policy.ruling(proposal, assignment)
         refused = ruling.refused
+        key = refusal_key(proposal.field, proposal.after)
+        if refused is None and ruling.level != "green" and key in assignment.refused:
+            refused = "people were asked for it before, and it was not wanted"
         if refused is None and any(_overlap(proposal.field, field) for field in taken):
             refused = "another proposal changes the same"
         if refused is None:

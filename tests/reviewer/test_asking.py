@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from common.approvals import refusal_key
 from common.review import Group, Judgement, JudgeReport, Proposal
 from common.revision import revised
 from common.task import Assignment, Change, RevisionScore
@@ -200,3 +201,12 @@ def test_a_model_is_asked_also_when_the_rules_have_nothing_left() -> None:
     wording = of(ended(FAILED, assignment=told), LATE, suggestions=(WORDING,))
     assert wording.review.decision == "waiting"
     assert not of(ended(PASSED)).again
+
+
+def test_what_people_refused_is_not_asked_again() -> None:
+    key = refusal_key(CHECKS.field, CHECKS.after)
+    before = again().assignment.model_copy(update={"refused": (key,)})
+    got = of(ended(FAILED, assignment=before), EARLY, suggestions=(CHECKS, WORDING))
+    assert got.wait is not None
+    assert [a.proposal.field for a in got.wait.approvals] == [WORDING.field]
+    assert got.wait.before.refused == (key,)
