@@ -46,6 +46,9 @@ class _Copied:
     """Bytes of each month that have been read."""
     last: dict[str, str] = field(default_factory=dict)
     """Scene → stream entry of its last line."""
+    looked: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Scene → the two entries that its last line and its stream ended with when they were last
+    compared line by line, and nothing was missing."""
 
 
 class AuditLog:
@@ -67,22 +70,28 @@ class AuditLog:
 
         Raises what the server raises when it cannot be asked.
         """
-        last = await asyncio.to_thread(self._last)
-        done = await asyncio.gather(*(self._copy(server, s, last.get(s)) for s in scenes))
+        known = await asyncio.to_thread(self._known)
+        done = await asyncio.gather(*(self._copy(server, scene, known) for scene in scenes))
         return sum(done)
 
-    async def _copy(self, server: Server, scene: str, last: str | None) -> int:
-        copied = 0
+    async def _copy(self, server: Server, scene: str, known: _Copied) -> int:
+        newest = await _newest(server, Keys(scene).decisions)
+        last, copied = known.last.get(scene), 0
+        # Nothing there, or nothing younger than what has a line, or was found to have one.
+        if newest in (None, last) or (last, newest) == known.looked.get(scene):
+            return 0
         while True:
             rows, gap = await self._news(server, scene, last)
             if not rows:
+                if not copied:
+                    await asyncio.to_thread(self._note_look, scene, last, newest)
                 return copied
             kept = await asyncio.to_thread(self._keep, scene, last, rows, gap)
             # Nothing is kept when another process was faster: then on from where it came to.
             copied += len(rows) if kept else 0
             if kept and len(rows) < _PAGE - 1:
                 return copied
-            last = rows[-1][0] if kept else (await asyncio.to_thread(self._last)).get(scene)
+            last = rows[-1][0] if kept else (await asyncio.to_thread(self._known)).last.get(scene)
 
     async def _news(
         self, server: Server, scene: str, last: str | None
@@ -117,6 +126,14 @@ class AuditLog:
             self._write(b"".join(orjson.dumps(line) + b"\n" for line in lines))
             self._remember(self._copied(copied))
         return True
+
+    def _note_look(self, scene: str, last: str | None, newest: str | None) -> None:
+        """Remember that all up to ``newest`` has a line, so that it is not compared again."""
+        with self._alone():
+            copied = self._copied()
+            if last is not None and newest is not None and copied.last.get(scene) == last:
+                copied.looked[scene] = (last, newest)
+                self._remember(copied)
 
     # -- files -------------------------------------------------------------------------------
 
@@ -153,9 +170,14 @@ class AuditLog:
             with _opened(self._folder, os.O_RDONLY | os.O_DIRECTORY) as folder:
                 os.fsync(folder)
 
-    def _last(self) -> dict[str, str]:
+    def _known(self) -> _Copied:
         with self._alone():
-            return self._copied().last
+            remembered = self._remembered()
+            sizes = dict(remembered.sizes)
+            copied = self._copied(remembered)
+            if copied.sizes != sizes:
+                self._remember(copied)  # else it would all be read again at the next look
+            return copied
 
     def _copied(self, copied: _Copied | None = None) -> _Copied:
         """Return how far the streams have been copied: as remembered, and what was added since."""
@@ -185,13 +207,14 @@ class AuditLog:
             return _Copied(
                 {str(name): int(size) for name, size in told["sizes"].items()},
                 {str(scene): str(entry) for scene, entry in told["last"].items()},
+                {str(scene): (str(a), str(b)) for scene, (a, b) in told.get("looked", {}).items()},
             )
         return _Copied()
 
     def _remember(self, copied: _Copied) -> None:
         """Spare the next look the reading; what is not remembered is read again."""
         half = self._folder / ".copied.json.tmp"
-        half.write_bytes(orjson.dumps({"sizes": copied.sizes, "last": copied.last}))
+        half.write_bytes(orjson.dumps(vars(copied)))
         half.replace(self._folder / ".copied.json")
 
     def _entries(self, scene: str) -> set[str]:
@@ -248,6 +271,11 @@ class Records:
 async def _page(server: Server, stream: str, low: str) -> list[Row]:
     rows: Any = await server.persist(lambda: server.client.xrange(stream, min=low, count=_PAGE))
     return [(entry.decode(), fields) for entry, fields in rows]
+
+
+async def _newest(server: Server, stream: str) -> str | None:
+    rows: Any = await server.run("XREVRANGE", stream, "+", "-", "COUNT", 1)
+    return rows[0][0].decode() if rows else None
 
 
 async def _trimmed(server: Server, stream: str) -> bool:

@@ -12,19 +12,23 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from pydantic_core import to_json
 
 from common.approvals import Approval, Wait, Word
+from common.logs import logger
+from common.model import explain
 from common.queue.connection import Server
 from common.queue.keys import LANES, Keys
 from common.task import Assignment
 from common.words import Conclusion, Outcome, clock, conclusion, weigh, with_approvals
 
+log = logger("approvals")
+
 _TRIES = 1000
 """A failed one means that another's word went in, and a wait takes few: it never comes to this."""
 _PAGE = 100
 """Waits read at once; each has a whole task in it."""
-
 
 EXPIRY = "expiry"
 """Who decides, in the log, when nobody did in time."""
@@ -83,23 +87,36 @@ class Waits:
 
     # -- looking -----------------------------------------------------------------------------
 
+    async def count(self) -> int:
+        """Return how many units wait, those that are over but not ended yet included."""
+        return int(await self.server.run("ZCARD", self.keys.waits))
+
     async def pending(self) -> list[Wait]:
-        """Return what waits now, soonest expiry first."""
+        """Return what waits now, soonest expiry first; without what this release cannot read."""
         members = await self.server.run("ZRANGE", self.keys.waits, 0, -1)
         found: list[Wait] = []
         for at in range(0, len(members), _PAGE):
-            page = (self._read(member.decode()) for member in members[at : at + _PAGE])
+            page = (self._legible(member.decode()) for member in members[at : at + _PAGE])
             found += [kept.wait for kept in await asyncio.gather(*page) if kept and not kept.over]
         return found
 
     async def find(self, approval_id: str) -> tuple[Wait, Approval] | None:
-        """Return an approval and the wait it belongs to, decided ones too while remembered."""
+        """Return an approval and the wait it belongs to, decided ones too while remembered.
+
+        Raises `NoSuchApproval` for one that this release cannot read.
+        """
         found = await self._find(approval_id)
         return None if found is None else (found[0].wait, found[1])
 
     async def _find(self, approval_id: str) -> tuple[_Kept, Approval] | None:
         member = await self.server.run("GET", self.keys.approval(approval_id))
-        kept = await self._read(member.decode()) if member is not None else None
+        try:
+            kept = await self._read(member.decode()) if member is not None else None
+        except ValidationError as error:
+            raise NoSuchApproval(
+                f"approval {approval_id} was written by another release, which alone can read it: "
+                f"{_why(error)}"
+            ) from None
         if kept is None:
             return None
         # Of another life of the task, which asked something else, when it is not among them.
@@ -110,6 +127,17 @@ class Waits:
             "HMGET", self.keys.wait(member), "wait", "v", "over", "by", "why", "at"
         )
         return None if row[0] is None else _kept(row)
+
+    async def _legible(self, member: str) -> _Kept | None:
+        """Read a wait; one of another release is left to that, and costs no other."""
+        try:
+            return await self._read(member)
+        except ValidationError as error:
+            unit, _, task_id = member.partition("|")
+            log.warning(
+                "wait.unreadable", scene=self.scene, task_id=task_id, unit=unit, error=_why(error)
+            )
+            return None
 
     # -- deciding ----------------------------------------------------------------------------
 
@@ -144,6 +172,7 @@ class Waits:
         """End what has waited until ``now`` (Unix seconds); return those ended by this call.
 
         What is still open is refused. The unit goes on with what was decided, or is rejected.
+        What cannot be ended now is left to the next call.
         """
         members = await self.server.run(
             "ZRANGE", self.keys.waits, "-inf", int(now * 1000), "BYSCORE"
@@ -153,7 +182,7 @@ class Waits:
 
     async def _expire(self, member: str, now: float) -> Wait | None:
         for _ in range(_TRIES):
-            kept = await self._read(member)
+            kept = await self._legible(member)
             if kept is None or kept.over or kept.wait.expires_at > now:
                 return None
             late = [a.model_copy(update={"state": "expired"}) for a in kept.wait.pending]
@@ -164,7 +193,8 @@ class Waits:
                 said += ["expire", _record(wait, one, then, by=EXPIRY, at=now, said="expire")]
             if await self._put(kept, wait, then, said):
                 return wait
-        raise Contended(f"{member} changed {_TRIES} times while it was to expire")
+        log.warning("wait.contended", scene=self.scene, wait=member, tries=_TRIES)
+        return None
 
     async def _put(self, kept: _Kept, wait: Wait, then: Conclusion, said: list[Any]) -> bool:
         """Put a changed wait in, with all that follows. False: it changed meanwhile."""
@@ -183,6 +213,11 @@ class Waits:
             ),
         )  # fmt: skip
         return bool(reply[0] == 1)
+
+
+def _why(error: ValidationError) -> str:
+    field, why = explain(error)[0]
+    return f"{field}: {why}"[:200]
 
 
 def _kept(row: list[bytes | None]) -> _Kept:
@@ -214,7 +249,8 @@ def _record(
             "at": at, "by": by, "approval_id": approval.approval_id,
             "attempt_id": wait.attempt_id, "field": proposal.field, "from": proposal.before,
             "to": approval.value if approval.state == "chosen" else proposal.after,
-            "said": said, "why": why, "state": approval.state, "then": then.then,
+            "level": proposal.level, "said": said, "why": why, "state": approval.state,
+            "then": then.then,
             "next_unit": then.next.unit if then.next is not None else None,
             "reason": then.reason,
         }

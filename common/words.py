@@ -2,7 +2,8 @@
 
 Yellow: one person chooses among the options, or writes a value where that is allowed; the value
 the field has now means "keep it". Red: as many different people as it takes approve. One rejection
-is enough for either, and refuses that proposal only.
+is enough for either, and refuses that proposal only. What nobody wanted is not asked again in the
+revisions that follow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from common.approvals import Approval, State, Wait, Word
+from common.approvals import Approval, State, Wait, Word, refusal_key
 from common.revision import CannotApply, apply, revised, same, value_of
 from common.task import Assignment, Change
 
@@ -47,7 +48,7 @@ def weigh(wait: Wait, approval: Approval, word: Word) -> Weighed:
     word = _read(wait, approval, word)
     if not approval.pending:
         return _too_late(wait, approval, word)
-    if any(_person(w) == _person(word) and _equal(w, word) for w in approval.words):
+    if any(person(w.by) == person(word.by) and _equal(w, word) for w in approval.words):
         return Weighed("already", f"{word.by} has said so; {_missing(approval)}", approval)
     objection = _objection(wait, approval, word)
     if objection is not None:
@@ -70,6 +71,8 @@ def conclusion(wait: Wait) -> Conclusion:
         following = revised(wait.before, changes, wait.history)
     except CannotApply as error:
         return Conclusion("rejected", f"it cannot be applied: {error}; the unit is rejected")
+    refused = tuple(dict.fromkeys((*wait.before.refused, *_unwanted(wait))))
+    following = following.model_copy(update={"refused": refused})
     return Conclusion("next", f"revision {following.revision} is queued", following)
 
 
@@ -87,6 +90,16 @@ def told(approval: Approval) -> str:
         return f"{approval.approval_id} is {approval.state}"
     people = " and ".join(w.by for w in said)
     return f"{approval.approval_id} was {approval.state} by {people} at {clock(said[-1].at)}"
+
+
+def person(by: str) -> str:
+    """Say who somebody is: the same for all spellings of a name, and wherever it was said.
+
+    `root@one` and `Root@other` are one person, for a user name says nothing about the host. Empty
+    for what names nobody.
+    """
+    name, _, _ = unicodedata.normalize("NFKC", by).partition("@")
+    return " ".join(name.casefold().split())
 
 
 def clock(at: float) -> str:
@@ -123,7 +136,7 @@ def _until(wait: Wait) -> str:
 def _objection(wait: Wait, approval: Approval, word: Word) -> str | None:
     """Why a word cannot count; None when it can."""
     yellow = approval.proposal.level == "yellow"
-    if not _person(word):
+    if not person(word.by):
         return "a word without a name counts for nobody"
     if word.at >= wait.expires_at:
         return _until(wait)
@@ -159,10 +172,8 @@ def _changes(wait: Wait) -> list[Change]:
     """Return what is to be applied: what needed nobody's word, and what people agreed to."""
     changes = list(wait.greens)
     for approval in wait.approvals:
-        if approval.state not in ("chosen", "approved"):
+        if approval.state not in ("chosen", "approved") or _keeps(wait, approval):
             continue
-        if same(approval.value, _now(wait, approval)):
-            continue  # kept as it is
         proposal = approval.proposal
         changes.append(
             Change(
@@ -173,6 +184,21 @@ def _changes(wait: Wait) -> list[Change]:
             )
         )  # fmt: skip
     return changes
+
+
+def _keeps(wait: Wait, approval: Approval) -> bool:
+    """Was it decided that the field stays what it is?"""
+    decided = approval.state in ("chosen", "approved")
+    return decided and same(approval.value, _now(wait, approval))
+
+
+def _unwanted(wait: Wait) -> list[str]:
+    """Return the keys of what was proposed, and rejected, not wanted in time, or not chosen."""
+    return [
+        refusal_key(approval.proposal.field, approval.proposal.after)
+        for approval in wait.approvals
+        if approval.state in ("rejected", "expired") or _keeps(wait, approval)
+    ]
 
 
 def _choices(wait: Wait, approval: Approval) -> list[JsonValue]:
@@ -193,12 +219,7 @@ def _missing(approval: Approval) -> str:
 
 
 def _approving(words: tuple[Word, ...]) -> set[str]:
-    return {_person(word) for word in words if word.said == "approve"}
-
-
-def _person(word: Word) -> str:
-    """The same for all spellings of one name."""
-    return " ".join(unicodedata.normalize("NFKC", word.by).split()).casefold()
+    return {person(word.by) for word in words if word.said == "approve"}
 
 
 def _equal(one: Word, other: Word) -> bool:

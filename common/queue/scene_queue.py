@@ -88,6 +88,8 @@ class Counts:
     running: int
     delayed: int
     reviewing: int
+    undecided: int = 0
+    """Units that wait for people, whose time is not over; the counter of that name has all."""
     paused: str = ""
     """Who paused it, and why; empty when it is not."""
     counters: dict[str, int] = field(default_factory=dict)
@@ -267,13 +269,14 @@ class SceneQueue:
         keys = (self.keys.prefix, *self.keys.lanes)
         row = await self.server.fcall("counts", keys, ())
         lengths, (reviewing, delayed), running = row[:3], row[3:5], sum(row[5:8])
-        stats, control = (_pairs(flat) for flat in row[8:])
+        stats, control = (_pairs(flat) for flat in row[9:])
         paused = control.get("paused", "")
         return Counts(
             waiting=sum(lengths) - running,
             running=running,
             delayed=delayed,
             reviewing=reviewing,
+            undecided=row[8],
             paused=f"{paused}: {control['why']}" if control.get("why") else paused,
             counters={name: int(value) for name, value in stats.items()},
         )

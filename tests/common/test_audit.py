@@ -204,11 +204,59 @@ def test_a_word_that_cannot_be_written_down_is_refused_with_what_to_do(tmp_path:
         AuditLog(tmp_path).append({"by": "ana"})
 
 
+async def test_what_was_found_to_be_written_down_is_not_read_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, compared = AuditLog(tmp_path), []
+    *_, lost = await decide(server, *(f"t{i}" for i in range(1000)))
+    await log.copy(server, ["code"])
+
+    def read_all(log: AuditLog, scene: str, real: Any = AuditLog._entries) -> set[str]:
+        compared.append(scene)
+        return real(log, scene)
+
+    monkeypatch.setattr(AuditLog, "_entries", read_all)
+    await server.client.xdel(STREAM, lost)
+    for _ in range(3):
+        assert await AuditLog(tmp_path).copy(server, ["code", "web"]) == 0
+    assert compared == ["code"]
+    await decide(server, "after")
+    assert await log.copy(server, ["code"]) == 1
+    await server.client.flushall()
+    for _ in range(3):
+        assert await log.copy(server, ["code"]) == 0
+    assert compared == ["code"] * 2
+    assert [line.get("task_id", "gap") for line in read(tmp_path, limit=2)] == ["gap", "after"]
+
+
+async def test_an_index_that_is_gone_or_behind_is_made_again_at_once(
+    server: Server, tmp_path: Path
+) -> None:
+    log = AuditLog(tmp_path)
+    await decide(server, "a")
+    await log.copy(server, ["code"])
+    index = tmp_path / "audit" / ".copied.json"
+    index.unlink()
+    assert await log.copy(server, ["code"]) == 0
+    made = index.stat()
+    assert await log.copy(server, ["code"]) == 0
+    assert index.stat().st_mtime_ns == made.st_mtime_ns
+    log.append({"decision": "asked", "task_id": "a", "by": "ana"})
+    assert await log.copy(server, ["code"]) == 0
+    sizes = json.loads(index.read_bytes())["sizes"]
+    assert sizes == {month(tmp_path).name: month(tmp_path).stat().st_size}
+
+
 async def test_looking_for_news_costs_little(server: Server, tmp_path: Path) -> None:
     log = AuditLog(tmp_path)
+    scenes = ["code", *(f"scene{i}" for i in range(11))]
     await decide(server, *(f"t{i}" for i in range(300)))
-    await log.copy(server, ["code"])
+    await log.copy(server, scenes)
+    before = await server.client.info("commandstats")
     began = time.monotonic()
     for _ in range(50):
-        await log.copy(server, ["code"])
-    assert (time.monotonic() - began) / 50 < 0.2
+        await log.copy(server, scenes)
+    assert (time.monotonic() - began) / 50 < 0.1
+    after = await server.client.info("commandstats")
+    for name, calls in (("cmdstat_xrevrange", 50 * len(scenes)), ("cmdstat_xrange", 0)):
+        assert after[name]["calls"] - before[name]["calls"] == calls

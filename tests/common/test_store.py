@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from common.store import Store, StoreError
+from common.store import Damaged, Store, StoreError
 from common.trajectory import Blob
 from tests.common.stored import FIRST, everything_in, keep, made
 from tests.exporters.attempts import review_of
@@ -369,3 +369,16 @@ def test_an_attempt_that_cannot_be_read_says_which(
 
 def test_an_empty_store_holds_nothing(store: Store) -> None:
     assert (store.tasks(), list(store.reviewed())) == ([], [])
+
+
+def test_what_is_wrong_with_a_file_is_said_without_what_is_in_it(store: Store) -> None:
+    keep(store)
+    path = store.attempt_path("t", FIRST)
+    wrong = {name: ["SECRET"] for name in ("task_id", "attempt_id", "revision", "sample", "steps")}
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **wrong}))
+    with pytest.raises(Damaged) as damaged:
+        store.read_attempt("t", FIRST)
+    told = str(damaged.value)
+    assert told.startswith(f"{path} is not a trajectory: ")
+    assert told.count("; ") == 3 and "more" in told.rpartition("; ")[2]
+    assert not [word for word in ("SECRET", "pydantic", "https:", "\n") if word in told]

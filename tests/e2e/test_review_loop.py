@@ -124,7 +124,7 @@ def test_green_is_applied_yellow_is_chosen_and_red_stays_until_it_is_approved(
     assert decisions(out)["kept"] == "rejected"
 
     told = fleet("show", "red", "-o", out).stdout
-    assert all(word in told for word in ("task.checks", "approved by", "accepted"))
+    assert all(word in told for word in ("task.checks", "decided by", "accepted"))
     said = [row for row in read(out) if row.get("approval_id") == red]
     assert {row["why"] for row in said if row.get("why")} == {"the check was wrong"}
 

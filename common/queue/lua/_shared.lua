@@ -98,6 +98,12 @@ local function leave_group(prefix, id, unit, event)
   redis.call('HDEL', ledger, 'first', unpack(fields))
 end
 
+-- Tell what was decided; audit.py copies it into files.
+local function log_decision(prefix, id, unit, decision, record)
+  redis.call('XADD', prefix .. 'decisions', 'MAXLEN', '~', 100000, '*', 'id', id, 'u', unit,
+    'decision', decision, 'p', record)
+end
+
 -- A unit waits for people no longer. What was asked is remembered for words that come late.
 local function end_wait(prefix, id, unit, over, by, why, ttl)
   local member = unit .. '|' .. id

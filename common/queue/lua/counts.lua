@@ -4,7 +4,8 @@
 -- KEYS  prefix, hi, mid, lo
 -- ARGV  none
 -- Reply {length of hi, mid, lo, events and delayed, then of hi, mid and lo how many a consumer works
---        on (what one handed back waits again), stats (flat), control (flat)}
+--        on (what one handed back waits again), units that wait for people and still may, stats
+--        (flat), control (flat)}
 local function counts(keys)
   local prefix, reply = keys[1], {}
   for lane = 2, 4 do reply[#reply + 1] = redis.call('XLEN', keys[lane]) end
@@ -19,6 +20,7 @@ local function counts(keys)
     end
     reply[#reply + 1] = running
   end
+  reply[#reply + 1] = redis.call('ZCOUNT', prefix .. 'waits', '(' .. now_ms(), '+inf')
   reply[#reply + 1] = redis.call('HGETALL', prefix .. 'stats')
   reply[#reply + 1] = redis.call('HGETALL', prefix .. 'control')
   return reply

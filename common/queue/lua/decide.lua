@@ -25,8 +25,7 @@ local function decide(keys, argv)
   end
   redis.call('HSET', wait, 'wait', argv[6], 'last', token)
   for i = 11, #argv, 2 do
-    redis.call('XADD', prefix .. 'decisions', 'MAXLEN', '~', 100000, '*', 'id', id, 'u', unit,
-      'decision', argv[i], 'p', argv[i + 1])
+    log_decision(prefix, id, unit, argv[i], argv[i + 1])
   end
   local verb, a, b, c = argv[7], argv[8], argv[9], argv[10]
   if verb == 'hold' then

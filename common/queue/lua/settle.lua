@@ -48,8 +48,10 @@ local function settle(keys, argv)
       if score ~= '' and tonumber(score) > tonumber(redis.call('HGET', ledger, 'score') or -1) then
         redis.call('HSET', ledger, 'score', score)
       end
-      redis.call('XADD', prefix .. 'decisions', 'MAXLEN', '~', 100000, '*', 'id', id, 'u', unit,
-        'decision', decision, 'p', record)
+      -- What would go on ends with a task that was cancelled meanwhile.
+      local ends = decision ~= 'iterate' and decision ~= 'waiting'
+      local cancelled = not ends and redis.call('SISMEMBER', prefix .. 'cancel', id) == 1
+      log_decision(prefix, id, unit, cancelled and 'cancelled' or decision, record)
       count(prefix, 'reviewed')
       count(prefix, verdict)
       -- Retried results come from another distribution than first tries.
@@ -59,10 +61,8 @@ local function settle(keys, argv)
         count(prefix, first and 'accepted_first' or 'accepted_retried')
       end
       if decision ~= 'waiting' then count(prefix, decision) end
-      if decision ~= 'iterate' and decision ~= 'waiting' then
-        end_unit(prefix, id, unit, decision, ttl)
-      elseif redis.call('SISMEMBER', prefix .. 'cancel', id) == 1 then
-        end_unit(prefix, id, unit, 'cancelled', ttl)
+      if ends or cancelled then
+        end_unit(prefix, id, unit, ends and decision or 'cancelled', ttl)
       elseif decision == 'waiting' then
         ask(prefix, id, unit, a, b, c, ttl)
       else

@@ -32,6 +32,19 @@ def test_auto_is_every_configured_provider_and_off_is_none() -> None:
     acting = [("deepseek", "deepseek-flash"), ("openai", "gpt-5.4-mini")]
     assert found("auto") == acting
     assert found("off") == []
+    # Which of them acts is no matter for who judges.
+    assert found("auto", llm_provider="openai") == acting
+    assert found("auto", llm_provider="embedded") == acting
+    chosen = found("auto", llm_provider="openai", llm_model="gpt-5.5")
+    assert chosen == [("deepseek", "deepseek-flash"), ("openai", "gpt-5.5")]
+
+
+def test_auto_takes_a_custom_url_if_it_acts() -> None:
+    url = "http://vllm:8000/v1"
+    acting = found("auto", llm_base_url=url, llm_model="org/x")
+    assert ("custom", "org/x") in acting
+    others = found("auto", llm_base_url=url, llm_provider="deepseek")
+    assert [name for name, _ in others] == ["deepseek", "openai"]
 
 
 def test_names_keep_their_order_and_may_choose_a_model() -> None:

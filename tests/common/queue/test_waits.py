@@ -5,67 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import orjson
 import pytest
 
-from common.approvals import Wait
+from common.approvals import refusal_key
 from common.queue.committer import Committer, Decision, Done
 from common.queue.connection import Server
-from common.queue.control import Control, Who
-from common.queue.scene_queue import Counts, SceneQueue
+from common.queue.scene_queue import SceneQueue
 from common.task import Assignment
-from common.waits import NoSuchApproval, Waits
-from tests.common.waiting import EXPIRES, a_wait, approval, green, put, says, yellow
-from tests.helpers import entries_of, task, units
-
-ME = Who("ann@here", "too dear")
-BEFORE = Assignment(task=task())
-MEMORY = "task.constraints.memory_mb"
-
-
-def waits(server: Server) -> Waits:
-    return Waits(server, "code")
-
-
-def red(people: int = 1) -> Wait:
-    return a_wait(BEFORE, approval("red", MEMORY, 512, people=people))
-
-
-def a_red(n: int, **fields: Any) -> Wait:
-    before = Assignment(task=task(f"t{n}"))
-    return a_wait(before, approval(f"a{n}", MEMORY, 512), **fields)
-
-
-def both(**fields: Any) -> Wait:
-    """A yellow and a red one, and a green change that goes with whatever is decided."""
-    [hints] = yellow(BEFORE, "yellow").approvals
-    return a_wait(
-        BEFORE, hints, approval("red", MEMORY, 512), greens=(green(BEFORE),), **fields
-    )  # fmt: skip
-
-
-async def counts(server: Server) -> Counts:
-    found = await SceneQueue(server, "code").counts()
-    assert found.unaccounted == 0
-    return found
-
-
-async def queued(server: Server) -> list[Assignment]:
-    """The revisions in the lanes."""
-    lanes = [await entries_of(server, lane) for lane in SceneQueue(server, "code").keys.lanes]
-    return [Assignment.model_validate_json(row["p"]) for lane in lanes for row in lane]
-
-
-async def logged(server: Server) -> list[dict[str, Any]]:
-    """What the log of decisions says of people's words."""
-    rows = await entries_of(server, SceneQueue(server, "code").keys.decisions)
-    return [{"decision": r["decision"], **orjson.loads(r["p"])} for r in rows if r["p"] != "{}"]
-
-
-async def state_of(server: Server, approval_id: str) -> str:
-    found = await waits(server).find(approval_id)
-    assert found is not None
-    return found[1].state
+from common.waits import NoSuchApproval
+from common.words import person
+from tests.common.queue.asked import BEFORE, both, counts, logged, queued, red, waits
+from tests.common.waiting import EXPIRES, a_wait, approval, put, says, yellow
+from tests.helpers import task, units
 
 
 async def test_a_unit_waits_until_somebody_chose_and_then_goes_on(either: Server) -> None:
@@ -111,16 +62,17 @@ async def test_red_needs_as_many_different_people_as_it_says(either: Server) -> 
     await put(either, red(people=2))
     got = await waits(either).decide("red", says("Ann ", "approve"))
     assert (got.outcome, got.reason, got.next) == ("counted", "1 more person must approve", None)
-    assert (await waits(either).decide("red", says(" ann", "approve"))).outcome == "already"
+    for by in (" ann", "ann@3fa1c2d4e5f6", "ANN@9b7711aa00cc", "Ａnn＠here"):
+        assert (await waits(either).decide("red", says(by, "approve"))).outcome == "already"
     assert await queued(either) == []
     got = await waits(either).decide("red", says("bob", "approve"))
     assert got.outcome == "decided"
     [following] = await queued(either)
     assert following.task.constraints == {"memory_mb": 512}
     assert following.changes[0].by == ("Ann ", "bob")
-    assert [(r["state"], r["then"]) for r in await logged(either)] == [
-        ("pending", "waits"),
-        ("approved", "next"),
+    assert [(r["state"], r["then"], r["level"]) for r in await logged(either)] == [
+        ("pending", "waits", "red"),
+        ("approved", "next", "red"),
     ]
 
 
@@ -174,6 +126,7 @@ async def test_words_that_cannot_count_say_why_and_change_nothing(server: Server
         ("yellow", says("ann", "choose", ["My own."]), "none of its options"),
         ("red", says("ann", "choose", 512), "approve or reject"),
         ("red", says("  ", "approve"), "without a name"),
+        ("red", says(" @here", "approve"), "without a name"),
         ("red", says("ann", "approve", at=EXPIRES), "until 2096-10-02"),
     ):
         got = await waits(server).decide(approval_id, word)
@@ -222,89 +175,6 @@ async def test_of_two_people_who_disagree_at_once_one_decides_and_the_other_is_t
     assert after["iterate"] + after["rejected"] == len(await logged(either)) == 10
 
 
-async def test_what_nobody_decided_in_time_goes_on_without_it(either: Server) -> None:
-    left = both(expires_at=1000.0)
-    alone = a_wait(
-        Assignment(task=task("alone")), approval("alone", MEMORY, 512), expires_at=1000.5
-    )
-    await put(either, left, alone)
-    assert [w.task_id for w in await waits(either).pending()] == ["t", "alone"]
-    await waits(either).decide("yellow", says("ann", "choose", ["Try harder."]))
-    assert await waits(either).expire(999.0) == []
-    assert [w.task_id for w in await waits(either).expire(1000.1)] == ["t"]
-    assert [w.task_id for w in await waits(either).expire(2000.0)] == ["alone"]
-    assert await waits(either).expire(2000.0) == []
-
-    [following] = await queued(either)
-    assert [c.field for c in following.changes] == ["task.sampling.temperature", "hints"]
-    after = await counts(either)
-    assert [after[n] for n in ("undecided", "iterate", "rejected", "units")] == [0, 1, 1, 3]
-    assert [(r["by"], r["state"], r["then"]) for r in await logged(either)] == [
-        ("ann", "chosen", "waits"), ("expiry", "expired", "next"),
-        ("expiry", "expired", "rejected"),
-    ]  # fmt: skip
-    for word in (says("ann", "approve"), says("ann", "reject")):
-        assert (await waits(either).decide("red", word)).outcome == "refused"
-
-
-async def test_a_word_that_races_the_expiry_counts_or_is_refused(either: Server) -> None:
-    await put(either, *(a_red(n, expires_at=1000.0 + n) for n in range(10)))
-    for n in range(10):
-        got, ended = await asyncio.gather(
-            waits(either).decide(f"a{n}", says("ann", "approve", at=999.9)),
-            waits(either).expire(1000.0 + n),
-        )
-        assert got.outcome == ("refused" if ended else "decided")
-        assert await state_of(either, f"a{n}") == ("expired" if ended else "approved")
-    after = await counts(either)
-    assert after["iterate"] + after["rejected"] == 10
-    assert after["iterate"] == len(await queued(either))
-
-
-async def test_cancelling_a_task_ends_what_waits_and_tells_those_who_speak_later(
-    either: Server,
-) -> None:
-    await put(either, both())
-    got = await Control(either, "code").cancel("t", ME)
-    assert (got.outcome, got.units) == ("cancelled", 1)
-    after = await counts(either)
-    assert [after[n] for n in ("undecided", "cancelled", "tasks_cancelled")] == [0, 0, 1]
-    assert await waits(either).pending() == []
-    late = await waits(either).decide("red", says("bob", "approve"))
-    assert late.outcome == "refused"
-    assert late.reason.startswith("the task was cancelled by ann@here at 20")
-    assert late.reason.endswith(": too dear")
-    assert await state_of(either, "yellow") == "cancelled"
-    assert await waits(either).expire(EXPIRES) == []
-
-
-async def test_a_word_that_races_a_cancellation_goes_on_or_is_refused(either: Server) -> None:
-    await put(either, *(a_red(n) for n in range(10)))
-    for n in range(10):
-        got, stopped = await asyncio.gather(
-            waits(either).decide(f"a{n}", says("bob", "approve")),
-            Control(either, "code").cancel(f"t{n}", ME),
-        )
-        assert got.outcome in ("decided", "refused")
-        assert stopped.outcome == "cancelled"  # its next revision too, if there was one
-        assert await queued(either) == []
-    after = await counts(either)
-    assert (after["tasks_cancelled"], after["undecided"], after.open_tasks) == (10, 0, 0)
-
-
-async def test_a_review_of_a_cancelled_task_asks_nobody(either: Server) -> None:
-    q, reviews = SceneQueue(either, "code"), SceneQueue(either, "code", stage="review")
-    await q.publish([units(task())])
-    [lease] = await q.take(1)
-    await Control(either, "code").cancel("t", ME)
-    await Committer(q).commit(lease, Done(b"{}"))
-    [event] = await reviews.take(1)
-    await Committer(reviews).commit(event, Decision("failed", "waiting", 1, b"{}", wait=red()))
-    after = await counts(either)
-    assert (after["undecided"], after["tasks_cancelled"], after.open_tasks) == (0, 1, 0)
-    assert await waits(either).find("red") is None
-
-
 async def test_a_review_that_waits_is_settled_once(either: Server) -> None:
     q, reviews = SceneQueue(either, "code"), SceneQueue(either, "code", stage="review")
     await q.publish([units(task())])
@@ -317,51 +187,6 @@ async def test_a_review_that_waits_is_settled_once(either: Server) -> None:
     await Committer(reviews).commit(event, asked)  # its reply got lost, say
     assert await waits(either).pending() == []
     assert (await counts(either))["reviewed"] == 1
-
-
-async def test_a_flushed_server_knows_of_no_approval(either: Server) -> None:
-    await put(either, red())
-    await either.client.flushall()
-    assert await waits(either).pending() == await waits(either).expire(EXPIRES) == []
-    with pytest.raises(NoSuchApproval):
-        await waits(either).decide("red", says("ann", "approve"))
-
-
-async def test_a_task_whose_ledger_is_gone_does_not_go_on(either: Server) -> None:
-    await put(either, red())
-    await either.client.delete(waits(either).keys.ledger("t"))
-    got = await waits(either).decide("red", says("ann", "approve"))
-    assert (got.outcome, got.next) == ("refused", None)
-    assert "not in the queue" in got.reason
-    found = await SceneQueue(either, "code").counts()
-    assert (found["undecided"], found.waiting, await waits(either).pending()) == (0, 0, [])
-
-
-async def test_words_are_for_the_life_of_the_task_they_were_asked_in(either: Server) -> None:
-    await put(either, red())
-    await waits(either).decide("red", says("ann", "reject"))
-    await either.client.delete(waits(either).keys.ledger("t"))  # as if its time had run out
-    await put(either, yellow(BEFORE, "new"))
-    with pytest.raises(NoSuchApproval):
-        await waits(either).decide("red", says("bob", "approve"))
-    assert await state_of(either, "new") == "pending"
-
-
-async def test_a_wait_of_a_task_that_lives_again_takes_the_place_of_the_former(
-    either: Server,
-) -> None:
-    keys = waits(either).keys
-    await put(either, red())
-    version = await either.client.hget(keys.wait("r1-s0|t"), "v")
-    await either.client.delete(keys.ledger("t"))
-    await put(either, a_wait(BEFORE, approval("again", MEMORY, 512)))
-    found = await SceneQueue(either, "code").counts()
-    assert (found["undecided"], len(await waits(either).pending())) == (1, 1)
-    assert await either.client.pttl(keys.approval("red")) > 0
-    argv = (1, "t", "r1-s0", version, "token", "{}", "end", "rejected", "", "")
-    reply = await either.fcall("decide", (keys.prefix, *keys.lanes), argv)
-    assert reply[0] == 0
-    assert int(reply[1]) > int(version) + 1
 
 
 async def test_a_call_whose_reply_got_lost_is_not_doubled_by_its_repetition(
@@ -387,3 +212,19 @@ def test_only_a_decision_to_wait_says_what_it_waits_for() -> None:
         Decision("failed", "waiting", 1, b"{}")
     with pytest.raises(ValueError, match="waits"):
         Decision("failed", "rejected", 1, b"{}", wait=red())
+
+
+def test_people_are_told_apart_by_name_alone() -> None:
+    one = ("root", "root@3fa1c2d4e5f6", " ROOT @9b7711aa00cc", "Ｒoot＠here")
+    assert {person(by) for by in one} == {"root"}
+    assert person("ann\t van  Dam") == person("Ann van dam") != person("annvandam")
+    assert person("") == person(" ") == person("@here") == ""
+
+
+def test_a_refused_change_is_known_by_its_value_however_that_was_written() -> None:
+    key = refusal_key("task.x", {"a": 1, "b": [2.0, "é"]})
+    assert key == refusal_key("task.x", {"b": [2, "é"], "a": 1.0})
+    assert len(key) == 16 and set(key) <= set("0123456789abcdef")
+    others = ({"a": True, "b": [2, "é"]}, {"a": 1.5, "b": [2, "é"]}, None, "half a pair: \udcff")
+    assert len({key, *(refusal_key("task.x", other) for other in others)}) == 5
+    assert refusal_key("task.y", None) != refusal_key("task.x", None)

@@ -93,6 +93,7 @@ class WatchedScene(RuleBasedStateMachine):
         waiting = self.model.at("review", "waiting")
         assert asked == sorted(f"{u.name}|{u.row.task_id}" for u in waiting)
         counts = seen["counts"]
+        assert counts.undecided == len(waiting)
         assert counts.unaccounted == 0
         got = {name: counts[name] for name in COUNTED}
         assert got == {name: self.model.counters[name] for name in COUNTED}
