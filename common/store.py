@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 from pydantic import ValidationError
@@ -183,9 +184,8 @@ class Store:
     def _put(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with temporary.open("wb") as file:
+                with _made(temporary) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -313,6 +313,15 @@ class Store:
                         log.error("store.damaged", error=str(error)[:500])
                     else:
                         damaged(str(error))
+
+
+def _made(path: Path) -> BinaryIO:
+    """Open a new file, and make the folder it lies in where it is the first one there."""
+    try:
+        return path.open("wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
 
 
 def _plain(name: str) -> str:

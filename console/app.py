@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import ipaddress
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,8 +25,9 @@ from common.logs import logger
 from common.queue.connection import ServerGone
 from common.store import StoreError
 from common.waits import Contended
-from console.approvals import router
-from console.desk import Desk
+from common.words import person
+from console.approvals import Desks, router
+from console.connections import Connection
 
 log = logger("console")
 
@@ -36,8 +37,6 @@ _SHORTEST = 16
 _LONGEST_NAME = 64
 _DEADLINE = 30.0
 """Seconds for one request, its body included."""
-_MOST = 100
-"""Requests and idle connections at once."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOW = (
     """FLEET_API_TOKENS='{"ana": "…"}', each token at least 16 characters; make one with """
@@ -55,14 +54,14 @@ class People:
         known: dict[str, str] = {}
         for name, secret in tokens.items():
             token = secret.get_secret_value()
-            if not name.isprintable() or name != name.strip() or not 0 < len(name) <= _LONGEST_NAME:
+            if not _is_name(name):
                 raise ConfigurationError(f"FLEET_API_TOKENS: {name!r} is no name")
             if len(token) < _SHORTEST or not (token.isascii() and token.isprintable()):
                 raise ConfigurationError(
                     f"FLEET_API_TOKENS: {name}'s token is too short, or not plain ASCII: {_HOW}"
                 )
-            if (other := known.setdefault(name.casefold(), name)) != name:
-                raise ConfigurationError(f"FLEET_API_TOKENS: {other} and {name} look alike")
+            if (other := known.setdefault(person(name), name)) != name:
+                raise ConfigurationError(f"FLEET_API_TOKENS: {other} and {name} are one person")
             if (other := self._names.setdefault(_digest(token), name)) != name:
                 raise ConfigurationError(
                     f"FLEET_API_TOKENS: {other} and {name} share a token: "
@@ -80,6 +79,11 @@ class People:
         return found if scheme.lower() == "bearer" else None
 
 
+def _is_name(name: str) -> bool:
+    plain = name.isprintable() and name == name.strip() and len(name) <= _LONGEST_NAME
+    return plain and bool(person(name))
+
+
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
@@ -90,10 +94,12 @@ class Gate:
     It must name this server as it is known (against DNS rebinding), show a token, and bring JSON.
     """
 
-    def __init__(self, app: ASGIApp, *, people: People, host: str) -> None:
+    def __init__(
+        self, app: ASGIApp, *, people: People, host: str, names: Iterable[str] = ()
+    ) -> None:
         self._app = app
         self._people = people
-        self._hosts = _LOOPBACK | {host.lower()}
+        self._hosts = _LOOPBACK | {name.lower() for name in (host, *names)}
         self._anywhere = host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,20 +180,23 @@ def _who(request: Request) -> str:
     return str(request.state.who)
 
 
-def make_app(desk: Desk, people: People, *, host: str) -> ASGIApp:
-    """Return the service over ``desk``; ``host`` is the address it will listen on."""
+def make_app(desks: Desks, people: People, *, host: str, names: Iterable[str] = ()) -> ASGIApp:
+    """Return the service over the desk that ``desks`` leads each request to.
+
+    ``host`` is the address it will listen on; ``names``: what it is called besides.
+    """
     app = FastAPI(
         title="Trajectory Fleet", docs_url=None, redoc_url=None, openapi_url=None,
         redirect_slashes=False, max_body_size=_MAX_BODY,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )  # fmt: skip
-    app.include_router(router(desk, _who))
+    app.include_router(router(desks, _who))
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     for trouble in (ServerGone, ConfigurationError, StoreError, Contended, TimeoutError):
         app.add_exception_handler(trouble, _unable)
     app.add_exception_handler(Exception, _broken)
-    return Gate(app, people=people, host=host)
+    return Gate(app, people=people, host=host, names=names)
 
 
 class _Server(uvicorn.Server):
@@ -223,7 +232,7 @@ async def serve(app: ASGIApp, listening: socket.socket, ending: asyncio.Event) -
     """Answer on a bound socket until ``ending`` is set; what is under way may end."""
     server = _Server(uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", server_header=False,
-        proxy_headers=False, limit_concurrency=_MOST, timeout_graceful_shutdown=5,
+        proxy_headers=False, timeout_graceful_shutdown=5, http=Connection, ws="none",
     ))  # fmt: skip
 
     async def end() -> None:
@@ -240,20 +249,31 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     detail: Any = error.detail
     body = detail if isinstance(detail, dict) else {"error": str(detail)}
+    if error.status_code == 400:  # no UTF-8, or nested too deep to be read
+        body = {**body, "field": "body", "reason": str(detail)}
     return JSONResponse(body, error.status_code, headers=error.headers)
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    fields = [
-        {"field": ".".join(str(part) for part in one["loc"][1:]) or str(one["loc"][0]),
-         "reason": str(one["msg"]).removeprefix("Value error, ")}
-        for one in error.errors()
-    ]  # fmt: skip
+    fields = [{"field": _field(one)[:200], "reason": _reason(one)} for one in error.errors()]
     first = fields[0]
     return JSONResponse(
         {"error": f"{first['field']}: {first['reason']}", **first, "fields": fields}, 422
     )
+
+
+def _field(wrong: dict[str, Any]) -> str:
+    where, *path = wrong["loc"]
+    if wrong["type"] == "json_invalid":  # its path is a position in the text
+        return str(where)
+    return ".".join(map(str, path)) or str(where)
+
+
+def _reason(wrong: dict[str, Any]) -> str:
+    said = str(wrong["msg"]).removeprefix("Value error, ")
+    more = wrong.get("ctx", {}).get("error") if wrong["type"] == "json_invalid" else None
+    return f"{said}: {more}" if more else said
 
 
 async def _unable(_: Request, error: Exception) -> JSONResponse:

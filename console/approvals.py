@@ -6,13 +6,15 @@ repeated is answered as the first time (`already`), so clients may repeat what g
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from common.approvals import Word
 from common.model import Contract
@@ -21,6 +23,9 @@ from common.waits import Decided
 from common.words import Outcome
 from console.desk import Desk, Found, Unfit, Unknown
 from console.shown import Detail, Item, last_word, what_follows
+
+Desks = Callable[[], AbstractAsyncContextManager[Desk]]
+"""Leads to the desk of the queue server there is now, for one request."""
 
 
 class Said(Contract):
@@ -33,15 +38,32 @@ class Said(Contract):
 class Choice(Said):
     """Which value a yellow one gets: one of its options, or one of the person's own."""
 
-    option: int | None = Field(default=None, ge=1)
+    option: int | None = Field(default=None, ge=1, strict=True)
     """Of its options, counted from 1."""
     value: JsonValue = None
+
+    @field_validator("value")
+    @classmethod
+    def _numbers(cls, value: JsonValue) -> JsonValue:
+        if not _finite(value):
+            raise ValueError("NaN and infinity are no JSON numbers")
+        return value
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.option is not None) == ("value" in self.model_fields_set):
             raise ValueError("give either option or value")
         return self
+
+
+def _finite(value: JsonValue) -> bool:
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            return False
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return True
 
 
 class Answer(Contract):
@@ -55,24 +77,33 @@ class Answer(Contract):
     approval: Item
 
 
-def router(desk: Desk, who: Callable[[Request], str]) -> APIRouter:
-    """Return the routes below /api/approvals over ``desk``; ``who`` names whoever asks."""
+def router(desks: Desks, who: Callable[[Request], str]) -> APIRouter:
+    """Return the routes below /api/approvals; ``who`` names whoever asks."""
     routes = APIRouter(prefix="/api/approvals")
+
+    async def open_desk() -> AsyncIterator[Desk]:
+        async with desks() as desk:
+            yield desk
+
+    opened = Depends(open_desk, scope="function")
 
     @routes.get("")
     async def listed(
         scene: SceneName | None = None,
         level: Annotated[Literal["yellow", "red"] | None, Query()] = None,
+        desk: Desk = opened,
     ) -> list[Item]:
         found = await desk.pending(scene and scene.value, level)
         return [Item.of(one) for one in found]
 
     @routes.get("/{approval_id}")
-    async def shown(approval_id: str) -> Detail:
+    async def shown(approval_id: str, desk: Desk = opened) -> Detail:
         return Detail.of(await _get(desk, approval_id))
 
     @routes.post("/{approval_id}/choose", response_model=Answer)
-    async def choose(approval_id: str, body: Choice, by: str = Depends(who)) -> JSONResponse:
+    async def choose(
+        approval_id: str, body: Choice, by: str = Depends(who), desk: Desk = opened
+    ) -> JSONResponse:
         found = await _get(desk, approval_id)
         value, options = body.value, found.approval.options
         if body.option is not None:
@@ -85,11 +116,15 @@ def router(desk: Desk, who: Callable[[Request], str]) -> APIRouter:
         return await _say(desk, found, _word(by, "choose", body, value))
 
     @routes.post("/{approval_id}/approve", response_model=Answer)
-    async def approve(approval_id: str, body: Said, by: str = Depends(who)) -> JSONResponse:
+    async def approve(
+        approval_id: str, body: Said, by: str = Depends(who), desk: Desk = opened
+    ) -> JSONResponse:
         return await _say(desk, await _get(desk, approval_id), _word(by, "approve", body))
 
     @routes.post("/{approval_id}/reject", response_model=Answer)
-    async def reject(approval_id: str, body: Said, by: str = Depends(who)) -> JSONResponse:
+    async def reject(
+        approval_id: str, body: Said, by: str = Depends(who), desk: Desk = opened
+    ) -> JSONResponse:
         return await _say(desk, await _get(desk, approval_id), _word(by, "reject", body))
 
     return routes

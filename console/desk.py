@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,17 @@ _FITTING: dict[str, tuple[str, ...]] = {
 
 class Unknown(LookupError):
     """No approval has that id, or it was forgotten."""
+
+
+class Forgotten(Unknown):
+    """The server does not know it any more; ``lines`` are what the audit log says of it."""
+
+    def __init__(self, lines: Sequence[dict[str, Any]]) -> None:
+        self.lines = lines
+        last = lines[-1]
+        super().__init__(
+            f"{last['approval_id']} was {last['state']}, and the server has forgotten it"
+        )
 
 
 class Ambiguous(LookupError):
@@ -89,7 +100,11 @@ class Desk:
         """Return an approval, decided ones too while they are remembered. Raises `Unknown`."""
         if _ID.fullmatch(approval_id):
             asked = (waits.find(approval_id) for waits in self._waits.values())
-            for found in await asyncio.gather(*asked):
+            try:
+                every = await asyncio.gather(*asked)
+            except NoSuchApproval as error:  # it is there, and of another release
+                raise Unknown(str(error)) from None
+            for found in every:
                 if found is not None:
                     return Found(*found)
         raise Unknown(f"no approval {approval_id!r}: it never was, or it is forgotten by now")
@@ -97,7 +112,7 @@ class Desk:
     async def find(self, begin: str) -> Found:
         """Return the approval whose id is ``begin``, or the only one whose id begins like that.
 
-        Raises `Unknown` or `Ambiguous`.
+        Raises `Unknown`, `Forgotten` for one that only the audit log knows, or `Ambiguous`.
         """
         try:
             return await self.get(begin)
@@ -108,9 +123,15 @@ class Desk:
         ids = {one for one in found if one.startswith(begin)} or {
             one for one in await asyncio.to_thread(self.decided) if one.startswith(begin)
         }
-        if len(ids) > 1:
+        if len(ids) > 1 and begin not in ids:
             raise Ambiguous(begin, ids)
-        return await self.get(ids.pop() if ids else begin)
+        chosen = begin if begin in ids or not ids else ids.pop()
+        try:
+            return await self.get(chosen)
+        except Unknown:
+            if lines := await asyncio.to_thread(self._lines, chosen):
+                raise Forgotten(lines) from None
+            raise
 
     def decided(self) -> dict[str, dict[str, Any]]:
         """Return what the audit log says of decided approvals, by id, the latest last."""
@@ -121,6 +142,14 @@ class Desk:
                 found.pop(approval_id, None)
                 found[approval_id] = line
         return found
+
+    def _lines(self, approval_id: str) -> list[dict[str, Any]]:
+        """Return what the audit log says of one approval, if it was decided."""
+        lines = [
+            line for line in read(self._output)
+            if line.get("approval_id") == approval_id and "entry" in line
+        ]  # fmt: skip
+        return lines if lines and lines[-1].get("state", "pending") != "pending" else []
 
     async def worked(self) -> bool:
         """Is a worker alive that could go on with what is decided?"""

@@ -8,11 +8,12 @@ from typing import Self
 import orjson
 from pydantic import ConfigDict, Field, JsonValue
 
-from common.approvals import State, Word
+from common.approvals import Approval, State, Word
 from common.model import Contract
 from common.review import Level
 from common.task import Change, RevisionScore
 from common.waits import Decided
+from common.words import person
 from console.desk import Found
 
 
@@ -98,9 +99,14 @@ def _item(found: Found) -> dict[str, object]:
         "from": proposal.before, "to": proposal.after, "reason": proposal.reason,
         "impact": approval.impact, "state": approval.state, "value": approval.value,
         "people": approval.people,
-        "approved": sum(word.said == "approve" for word in approval.words),
+        "approved": approving(approval),
         "asked_at": wait.asked_at, "expires_at": wait.expires_at,
     }  # fmt: skip
+
+
+def approving(approval: Approval) -> int:
+    """Return how many people have approved it."""
+    return len({person(word.by) for word in approval.words if word.said == "approve"})
 
 
 def text_of(value: JsonValue) -> str:

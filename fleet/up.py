@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import secrets
 import subprocess
@@ -26,7 +25,7 @@ from common.quota.budgets import apply_budgets
 from common.settings import Settings
 from common.store import open_store
 from fleet.children import Child, end_in_order, environment, last_words, python
-from fleet.context import state_folder, who
+from fleet.context import hold_lock, state_folder, who
 from fleet.status import Snapshot, goes_on, look
 
 _MODEL_DEADLINE = 900.0
@@ -96,7 +95,7 @@ class Fleet:
         finished = False
         losing = asyncio.create_task(asyncio.sleep(0))
         open_store(self.settings.output)
-        self._hold_lock()
+        await self._hold_lock()
         try:
             url = await self._server()
             server = Server(url)
@@ -137,16 +136,9 @@ class Fleet:
         )
         return Outcome(self._last, finished, broken)
 
-    def _hold_lock(self) -> None:
+    async def _hold_lock(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = (self._folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigurationError(
-                f"another `fleet up` works on {self.settings.output}/ already; "
-                "give this one another folder with --output"
-            ) from None
+        self._lock = await asyncio.to_thread(hold_lock, self._folder, "fleet up")
 
     async def _server(self) -> str:
         if self.settings.redis_url is not None:

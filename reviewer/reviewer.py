@@ -34,6 +34,8 @@ log = logger("reviewer")
 
 _AT_ONCE = 128
 """Reviews under way. Most take milliseconds; those that ask a model leave room for others."""
+_ROOM = _AT_ONCE // 4
+"""Places that must be free again before more is taken: one call for many costs as one for one."""
 _GC = 600.0
 """Seconds between two looks for consumers that are long gone."""
 _STORE_REST = 2.0
@@ -88,6 +90,7 @@ class Reviewer:
         self._upkeep = Upkeep(settings, server, store, scenes, metrics)
         self._reclaim_at = self._gc_at = self._rest_until = 0.0
         self._running: dict[asyncio.Task[None], Lease] = {}
+        self._room = asyncio.Event()
         self._heartbeat = Heartbeat(server.url, lease=settings.lease, on_lost=lambda _: None)
 
     async def run(self, draining: asyncio.Event) -> None:
@@ -137,18 +140,23 @@ class Reviewer:
                 self._heartbeat.hold(line.queue, lease)
                 task = asyncio.create_task(self._handle(line, lease), name=lease.attempt_id)
                 self._running[task] = lease
-                task.add_done_callback(self._running.pop)
+                task.add_done_callback(self._ended)
         return taken
 
     async def _idle(self, draining: asyncio.Event) -> None:
         """Wait for room, for an event, or for the end of a rest."""
         if (rest := self._rest_until - time.monotonic()) > 0:
             await until(draining, asyncio.sleep(rest))
-        elif len(self._running) >= _AT_ONCE:
-            one = asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-            await until(draining, one, timeout=self._settings.lease / 4)
+        elif len(self._running) > _AT_ONCE - _ROOM:
+            self._room.clear()
+            await until(draining, self._room.wait(), timeout=self._settings.lease / 4)
         else:
             await until(draining, wait_any([line.queue for line in self._lines]))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task)
+        if len(self._running) <= _AT_ONCE - _ROOM:
+            self._room.set()
 
     async def _let_end(self) -> None:
         """Let reviews under way end in their time; what waits for a judge is handed back."""

@@ -6,7 +6,6 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,11 @@ from common.queue.keys import Keys
 from common.task import Assignment, RevisionScore
 from common.waits import Waits
 from console import app as service
-from console.app import People, listen, make_app, serve
+from console.app import People
 from console.desk import Desk
 from tests.common.waiting import a_wait, approval, green, put, yellow
+from tests.console.serving import ANA, BEN, Client, serving
 from tests.helpers import entries_of, task
-
-ANA, BEN = "ana-has-a-long-token", "ben-has-another-token"
-TOKENS = {"ana": SecretStr(ANA), "ben": SecretStr(BEN)}
 
 
 def before(task_id: str = "t") -> Assignment:
@@ -39,60 +36,6 @@ def before(task_id: str = "t") -> Assignment:
 
 def red(approval_id: str = "red1", people: int = 1, **more: Any) -> Approval:
     return approval(approval_id, "task.timeout", 600.0, before=300.0, people=people, **more)
-
-
-class Client:
-    """Speaks to the service as one person; returns status and body."""
-
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self._session, self.url = session, url
-
-    async def get(self, path: str = "", token: str | None = ANA, **more: Any) -> tuple[int, Any]:
-        return await self.ask("GET", path, token, **more)
-
-    async def post(
-        self, path: str, body: Any = None, token: str | None = ANA, **more: Any
-    ) -> tuple[int, Any]:
-        return await self.ask("POST", path, token, **{"json": body or {}, **more})
-
-    async def ask(self, method: str, path: str, token: str | None, **more: Any) -> tuple[int, Any]:
-        headers = {**({"Authorization": f"Bearer {token}"} if token else {}),
-                   **more.pop("headers", {})}  # fmt: skip
-        url = path if path.startswith("http") else f"{self.url}/api/approvals{path}"
-        async with self._session.request(
-            method, url, headers=headers, allow_redirects=False, **more
-        ) as answer:
-            assert "access-control-allow-origin" not in answer.headers
-            assert answer.headers["cache-control"] == "no-store"
-            told = answer.content_type == "application/json"
-            body = await answer.json() if told else await answer.text()
-            assert "Traceback" not in str(body)
-            return answer.status, body
-
-
-@asynccontextmanager
-async def serving(
-    server: Server, output: Path, *, host: str = "127.0.0.1"
-) -> AsyncIterator[Client]:
-    desk = Desk(server, output, ledger_ttl=60.0)
-    ending = asyncio.Event()
-    with listen("127.0.0.1", 0) as listening:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        running = asyncio.create_task(
-            serve(make_app(desk, People(TOKENS), host=host), listening, ending)
-        )
-        try:
-            async with aiohttp.ClientSession() as session:
-                yield Client(session, url)
-        finally:
-            ending.set()
-            await asyncio.wait_for(running, 10)
-
-
-@pytest.fixture
-async def client(server: Server, tmp_path: Path) -> AsyncIterator[Client]:
-    async with serving(server, tmp_path) as client:
-        yield client
 
 
 async def queued(server: Server) -> list[str]:
@@ -189,11 +132,16 @@ async def test_a_yellow_one_gets_one_of_its_options_or_a_reason_why_not(
     assert (status, said["field"]) == (422, "task.description")
     assert (await client.post("/yel2/choose", {"value": "\0"}))[0] == 422
     assert (await client.post("/yel2/choose", {"value": 1 << 70}))[0] == 422
-    data = b'{"value": "\\ud800"}'
-    status, _ = await client.post(
-        "/yel2/choose", data=data, json=None, headers={"Content-Type": "application/json"}
-    )
-    assert status == 422
+    for data, field in (
+        (b'{"value": "\\ud800"}', "task.description"), (b'{"value": NaN}', "value"),
+        (b'{"value": [{"a": 1e999}]}', "value"), (b'{"value": -Infinity}', "value"),
+        (b'{"option": true}', "option"), (b'{"option": 1.0}', "option"), (b'{"value": ', "body"),
+    ):  # fmt: skip
+        status, said = await client.post(
+            "/yel2/choose", data=data, json=None, headers={"Content-Type": "application/json"}
+        )
+        assert (status, said["field"], bool(said["reason"])) == (422, field, True), data
+    assert said["reason"] == "JSON decode error: Expecting value"
     assert await queued(server) == []
 
     status, said = await client.post("/yel1/choose", {"option": 2})
@@ -216,7 +164,8 @@ async def test_only_whoever_has_a_token_is_heard_and_as_nobody_else(
             assert answer[0] == 401
     for header in (f"Basic {ANA}", ANA, "Bearer", f"Token {ANA}"):
         assert (await client.get(token=None, headers={"Authorization": header}))[0] == 401
-    for body in ({"by": "ben"}, {"why": 3}, {"why": "x" * 5000}, [], "x"):
+    wrong: list[Any] = [{"by": "ben"}, {"why": 3}, {"why": "x" * 5000}, [], "x"]
+    for body in wrong:
         assert (await client.post("/red1/approve", body or [1]))[0] == 422
     assert await queued(server) == []
     assert (await client.get(token=None, headers={"Authorization": f"bearer  {BEN}"}))[0] == 200
@@ -260,14 +209,22 @@ async def test_bound_to_all_addresses_it_answers_to_those_and_its_own_name(
         assert (await client.get(headers={"Host": "evil.example"}))[0] == 421
 
 
+async def test_behind_a_proxy_it_answers_to_the_names_it_was_told(
+    server: Server, tmp_path: Path
+) -> None:
+    async with serving(server, tmp_path, names=("Approvals.example.org",)) as client:
+        assert (await client.get(headers={"Host": "approvals.example.org"}))[0] == 200
+        assert (await client.get(headers={"Host": "other.example.org"}))[0] == 421
+
+
 async def test_bodies_are_small_json_that_comes_in_time(
     server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put(server, a_wait(before(), red()))
     kind = {"Content-Type": "application/json"}
     for data in (b"{", b"", b"\xff", b"[" * 50_000):
-        status, _ = await client.post("/red1/approve", json=None, data=data, headers=kind)
-        assert status in (400, 422), data[:9]
+        status, said = await client.post("/red1/approve", json=None, data=data, headers=kind)
+        assert (status in (400, 422), said["field"]) == (True, "body"), data[:9]
 
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(70):
@@ -365,7 +322,9 @@ def test_tokens_that_would_not_do_are_refused_with_what_to_do() -> None:
         ({"ana": "short"}, "too short"),
         ({"ana": "é" * 16}, "plain ASCII"),
         ({"ana": long, "ben": long}, "share a token"),
-        ({"ana": long, "Ana": long + "y"}, "look alike"),
+        ({"ana": long, "Ana": long + "y"}, "are one person"),
+        ({"ana@one": long, "ana@other": long + "y"}, "are one person"),
+        ({"@one": long}, "no name"),
         ({" ana": long}, "no name"),
         ({"": long}, "no name"),
     ):

@@ -9,9 +9,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.request import Request, urlopen
 
 import pytest
@@ -19,14 +19,16 @@ from typer.testing import CliRunner
 
 from common.approvals import Wait
 from common.audit import read
+from common.failures import ConfigurationError
 from common.queue.connection import Server
+from common.queue.control import Who
 from common.queue.embedded import EmbeddedServer
 from common.queue.keys import Keys
 from common.store import Store
 from common.task import Assignment, RevisionScore
+from common.waits import Waits
 from fleet import approvals, context
 from fleet.approvals import approvals_app
-from fleet.context import Who
 from tests.common.waiting import a_wait, approval, green, put, yellow
 from tests.e2e.fleet import process, wait_until
 from tests.exporters.attempts import attempt
@@ -63,18 +65,22 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 def empty(valkey: EmbeddedServer) -> Iterator[str]:
     """The address of an empty server."""
 
-    async def flush() -> None:
-        server = Server(valkey.url)
-        await server.client.flushall()
-        await server.close()
-
-    asyncio.run(flush())
+    flush(valkey.url)
     yield valkey.url
 
 
 @pytest.fixture
 def person(empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Person:
     return Person(tmp_path, empty, monkeypatch)
+
+
+def flush(url: str) -> None:
+    async def work() -> None:
+        server = Server(url)
+        await server.client.flushall()
+        await server.close()
+
+    asyncio.run(work())
 
 
 def waiting(url: str, *waits: Wait) -> None:
@@ -174,6 +180,49 @@ def test_two_people_approve_and_the_next_revision_is_queued(
     assert [line["by"] for line in lines if "entry" in line] == ["ana@desk", "ben@desk"]
     assert "approved" in person("list", "--all")
     assert [line["state"] for line in person.json("list", "--all")] == ["approved"]
+    assert [line["state"] for line in person.json("list", "--all", "--level", "red")]
+    assert person.json("list", "--all", "--level", "yellow") == []
+
+
+def test_one_that_the_server_has_forgotten_is_told_from_the_audit_log(
+    person: Person, empty: str
+) -> None:
+    waiting(empty, a_wait(before(), red("red1", people=2), red("red12")))
+    person("approve", "red1", "--why", "small")
+    person("reject", "red1", by="ben@desk")
+    flush(empty)
+    said = person("show", "red1")
+    for part in ("it was rejected", "forgotten", "-300.0", "+600.0", "ana@desk", "small", "ben"):
+        assert part in said, part
+    told = person.json("show", "red1")
+    assert (told["state"], [line["by"] for line in told["log"]]) == (
+        "rejected", ["ana@desk", "ben@desk"],
+    )  # fmt: skip
+    assert "red1 was rejected" in person("approve", "red1", code=1)
+    assert "no approval" in person("show", "red12", code=1)  # never decided
+
+
+def test_ids_are_whole_in_a_narrow_terminal(
+    person: Person, empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context.out, "_width", 80)
+    asked = approval("0123456789", "task.constraints.memory_mb", 1024, before=512, people=2)
+    waiting(empty, a_wait(before("a-task-with-quite-a-long-name-of-its-own"), asked))
+    assert "0123456789" in person("list")
+    person("reject", "0123456789", "--why", "a reason that is longer than its column")
+    assert "0123456789" in person("list", "--all")
+
+
+def test_whoever_speaks_is_the_user_it_runs_as(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = context.who().by
+    monkeypatch.setenv("LOGNAME", "somebody-else")
+    assert context.who().by == before
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert context.who().by.startswith(f"{os.getuid()}@")
 
 
 def test_a_yellow_one_is_chosen_edited_or_kept(person: Person, empty: str, tmp_path: Path) -> None:
@@ -232,7 +281,7 @@ def test_what_is_decided_after_the_fleet_has_ended_waits_for_it(
 def test_a_server_somebody_else_has_is_asked_or_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context, "_PATIENCE", 0.2)
+    monkeypatch.setattr(context, "PATIENCE", 0.2)
     person = Person(tmp_path, None, monkeypatch)
     assert "no `fleet up` is running" in person("list", code=1)
     state = tmp_path / ".fleet"
@@ -247,30 +296,94 @@ def test_a_server_somebody_else_has_is_asked_or_left_alone(
         assert "nothing waits" in person("list")
 
 
-def test_the_service_is_found_by_other_commands_and_leaves_nothing(tmp_path: Path) -> None:
+TOKEN = "ana-has-a-long-token"
+
+
+class Service:
+    """A real `fleet approvals serve` over an output folder."""
+
+    def __init__(self, output: Path) -> None:
+        self.log = output / "log"
+        self._running = process(
+            "fleet", "approvals", "serve", "--port", 0, "-o", output, log=self.log,
+            FLEET_API_TOKENS=json.dumps({"ana": TOKEN}),
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        self.process = self._running.__enter__()
+        wait_until(lambda: "/api/approvals;" in self.log.read_text(), "it listens", within=30)
+        self.url = self.log.read_text().split("approvals at ")[1].split(";")[0]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._running.__exit__(*error)
+
+    def ask(self, path: str = "", method: str = "GET") -> Any:
+        asked = Request(
+            self.url + path, data=b"{}" if method == "POST" else None, method=method,
+            headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"},
+        )  # fmt: skip
+        with urlopen(asked, timeout=30) as answer:
+            return json.load(answer)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """What a `fleet up` left behind: one unit waits for red1 and red2."""
     state = tmp_path / ".fleet"
     left = EmbeddedServer(state / "valkey")
     left.start()
-    waiting(left.url, a_wait(before(), red("red1")))
+    waiting(left.url, a_wait(before(), red("red1"), red("red2")))
     left.stop()
-    log, token = tmp_path / "log", "ana-has-a-long-token"
-    tokens = json.dumps({"ana": token})
-    with process(
-        "fleet", "approvals", "serve", "--port", 0, "-o", tmp_path, log=log, FLEET_API_TOKENS=tokens
-    ) as running:
-        wait_until(lambda: "/api/approvals;" in log.read_text(), "it listens", within=20)
-        url = log.read_text().split("approvals at ")[1].split(";")[0]
-        asked = Request(
-            f"{url}/red1/approve", data=b"{}", method="POST",
-            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
-        )  # fmt: skip
-        with urlopen(asked, timeout=10) as answer:
-            assert json.load(answer)["then"] == "revision 2 is queued"
-        shared = json.loads((state / "server.json").read_bytes())["url"]
-        assert [entry["u"] for entry in queued(shared)] == ["r2-s0"]
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(20) == 0
-    assert not (state / "server.json").exists()
+    return state
+
+
+def test_the_service_outlives_a_fleet_that_comes_and_goes(state: Path, tmp_path: Path) -> None:
+    told = state / "server.json"
+    with Service(tmp_path) as service:
+        assert "1 more: red2" in service.ask("/red1/approve", "POST")["then"]
+        assert pending(json.loads(told.read_bytes())["url"]) == ["red2"]  # others find it
+
+        with closing(context.hold_lock(state, "fleet up")):  # it gives way within seconds
+            assert not told.exists()
+            up = EmbeddedServer(state / "valkey")
+            up.start()
+            told.write_text(json.dumps({"url": up.url}))
+            assert [one["approval_id"] for one in service.ask()] == ["red2"]
+            assert service.ask("/red2/reject", "POST")["then"] == "revision 2 is queued"
+            assert [entry["u"] for entry in queued(up.url)] == ["r2-s0"]
+            up.kill()  # and leaves its address behind, like a fleet that was killed
+
+        assert service.ask() == []
+        assert service.ask("/red2")["state"] == "rejected"
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(20) == 0
+    assert not told.exists()
+
+
+def pending(url: str) -> list[str]:
+    async def work() -> list[str]:
+        server = Server(url)
+        found = [a.approval_id for wait in await Waits(server, "code").pending()
+                 for a in wait.pending]  # fmt: skip
+        await server.close()
+        return found
+
+    return asyncio.run(work())
+
+
+def test_whoever_needs_the_folder_is_told_who_has_it(tmp_path: Path) -> None:
+    with closing(context.hold_lock(tmp_path, "fleet approvals")):
+        with pytest.raises(
+            ConfigurationError, match=r"^`fleet approvals` \(process \d+\) works on"
+        ):
+            context.hold_lock(tmp_path, "fleet up", patience=0.2)
+        assert not context.lock_wanted(tmp_path)
+    with closing(context.hold_lock(tmp_path, "fleet up")):
+        began = time.monotonic()
+        with pytest.raises(ConfigurationError, match=r"^another `fleet up`"):
+            context.hold_lock(tmp_path, "fleet up", patience=60)
+        assert time.monotonic() - began < 10
 
 
 def test_the_service_does_not_start_without_tokens(
