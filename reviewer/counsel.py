@@ -91,9 +91,9 @@ class Counsel:
         )
 
     @property
-    def suggests(self) -> bool:
-        """Is there anybody to suggest changes?"""
-        return self._proposer is not None
+    def silent(self) -> bool:
+        """Is there nobody to ask?"""
+        return self._panel is None and self._proposer is None
 
     async def suggestions(self, trajectory: Trajectory) -> tuple[Proposal, ...]:
         """Return the changes a model suggests for an attempt that failed; none without one."""

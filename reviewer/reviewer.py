@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import orjson
@@ -204,29 +204,35 @@ class Reviewer:
             self._heartbeat.drop(lease)
 
     async def _review(self, line: _Line, lease: Lease) -> None:
-        now = time.time()
         # In threads: files are slow, and a long attempt takes longer than a heartbeat may wait.
-        trajectory, seen = await asyncio.to_thread(self._look, lease)
-        report = await self._counsel.report(trajectory, line.rules.rubric)
-        if report is not None:
-            trusted = self._counsel.trusts(report, line.rules.rubric)
-            seen = replace(seen, report=report, trusted=trusted)
-
-        def settled() -> Reviewed:
-            return review(
-                trajectory, line.rules, seen,
-                reviewer=self._consumer, now=now, delivery=lease.deliveries,
-            )  # fmt: skip
-
-        if self._counsel.suggests and (await asyncio.to_thread(settled)).again:
-            seen = replace(seen, suggestions=await self._counsel.suggestions(trajectory))
-        outcome, swept = await asyncio.to_thread(self._keep, settled, lease.scene)
+        if self._counsel.silent:
+            outcome, swept = await asyncio.to_thread(self._review_alone, line.rules, lease)
+        else:
+            outcome, swept = await self._review_with_counsel(line.rules, lease)
         if swept:
             self._metrics.swept.labels(lease.scene).inc(len(swept))
             log.info("store.swept", task_id=lease.task_id, attempts=swept)
         await line.committer.commit(lease, _decision(outcome))
         self._upkeep.stir()
         self._count(lease.scene, outcome)
+
+    def _review_alone(self, rules: Rules, lease: Lease) -> tuple[Reviewed, list[str]]:
+        """Review by rules, and write it down; returns also the attempts that were swept."""
+        trajectory, seen = self._look(lease)
+        return self._keep(lease, self._weigh(trajectory, rules, seen, lease))
+
+    async def _review_with_counsel(self, rules: Rules, lease: Lease) -> tuple[Reviewed, list[str]]:
+        """Review as `_review_alone`, with what judges and proposers say. Waits for them."""
+        trajectory, seen = await asyncio.to_thread(self._look, lease)
+        report = await self._counsel.report(trajectory, rules.rubric)
+        if report is not None:
+            trusted = self._counsel.trusts(report, rules.rubric)
+            seen = replace(seen, report=report, trusted=trusted)
+        found = await asyncio.to_thread(self._weigh, trajectory, rules, seen, lease)
+        if found.again and (suggestions := await self._counsel.suggestions(trajectory)):
+            seen = replace(seen, suggestions=suggestions)
+            found = await asyncio.to_thread(self._weigh, trajectory, rules, seen, lease)
+        return await asyncio.to_thread(self._keep, lease, found)
 
     def _look(self, lease: Lease) -> tuple[Trajectory, Seen]:
         """Read the attempt an event is about, and what there is around it."""
@@ -237,14 +243,18 @@ class Reviewer:
         group, siblings = self._tries.around(trajectory)
         return trajectory, Seen(group, siblings, spent=self._spent(trajectory))
 
-    def _keep(self, settle: Callable[[], Reviewed], scene: str) -> tuple[Reviewed, list[str]]:
-        """Review, and write it down; returns also the attempts that were swept."""
-        outcome = settle()
+    def _weigh(self, trajectory: Trajectory, rules: Rules, seen: Seen, lease: Lease) -> Reviewed:
+        return review(
+            trajectory, rules, seen,
+            reviewer=self._consumer, now=time.time(), delivery=lease.deliveries,
+        )  # fmt: skip
+
+    def _keep(self, lease: Lease, outcome: Reviewed) -> tuple[Reviewed, list[str]]:
         said = outcome.review
         # The file first: once settled, nobody would write it again.
         self._store.write_review(said)
         # The event is proof enough of who won the entry; once settled, nobody would sweep either.
-        return outcome, self._store.sweep(said.task_id, said.attempt_id, scene=scene)
+        return outcome, self._store.sweep(said.task_id, said.attempt_id, scene=lease.scene)
 
     def _spent(self, trajectory: Trajectory) -> str | None:
         if self._watch is None:

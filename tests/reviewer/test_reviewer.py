@@ -171,6 +171,8 @@ def test_a_reviewer_that_comes_late_changes_nothing_that_was_settled(tmp_path: P
 class Absent(Counsel):
     """Its judge never answers."""
 
+    silent = False
+
     async def report(self, trajectory: Trajectory, rubric: Rubric) -> JudgeReport | None:
         if trajectory.verdict.passed:
             await asyncio.Event().wait()
