@@ -22,7 +22,7 @@ from common.queue.embedded import EmbeddedServer
 from common.queue.scene_queue import SceneQueue
 from common.task import Task
 from common.trajectory import Trajectory
-from fleet.show import show
+from fleet.show import transcript
 from tests.e2e.fleet import attempts, process
 from tests.e2e.test_model_faults import standin
 from tests.helpers import eventually, units
@@ -154,7 +154,7 @@ async def test_a_killed_episode_is_finished_with_one_request_asked_twice(stage: 
     assert {s.model_source for s in trajectory.steps} == {"standin"}
     assert trajectory.agent.model_source == "standin"
     told = Console(record=True, width=120, file=StringIO())
-    show(told, trajectory, None, full=False)
+    told.print(transcript(trajectory, None, full=False))
     assert told.export_text().count("replayed answer") == STEPS - 1
     assert counted == 1, "answers that were not asked for are not counted as calls"
     assert await stage.answers() == 0, "the commit forgets what was kept for this moment"
