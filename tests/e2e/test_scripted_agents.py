@@ -66,7 +66,7 @@ def test_a_task_without_checks_runs_and_stays_unverified(tmp_path: Path) -> None
     out = tmp_path / "out"
     done = fleet("up", tasks, "-o", out, "--agent", "oracle", "--until-done")
     assert done.returncode == 0, done.stderr
-    assert "1 unverified" in done.stdout
+    assert "1 came to no verdict" in done.stdout
     assert decisions(out) == {"unchecked": "human", "checked": "accepted"}
     assert "1 rows" in fleet("export", "sft", "-o", out).stdout
     assert "2 rows" in fleet("export", "sft", "-o", out, "--include-unverified").stdout
