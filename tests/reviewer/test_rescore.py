@@ -18,18 +18,16 @@ from typer.testing import CliRunner
 from common.review import Judgement, JudgeReport, Review
 from common.store import Store
 from common.task import Assignment, Task
-from common.trajectory import Action, CheckResult, Observation, Step, Verdict
+from common.trajectory import Action, Observation, Step, Verdict
 from fleet.rescore import rescore, reviewed_by
 from reviewer.review import review
 from reviewer.rubric import rubric_for
 from reviewer.tries import Tries
 from tests.common.stored import FIRST, made
 from tests.exporters.attempts import review_of
-from tests.reviewer.endings import RULES, often
+from tests.reviewer.endings import FAILED, PASSED, RULES, often
 
 Run = Callable[..., tuple[int, str]]
-PASSED = Verdict(passed=True, reward=1.0, checks=(CheckResult(id="c", passed=True, reward=1.0),))
-FAILED = Verdict(passed=False, reward=0.0, checks=(CheckResult(id="c", passed=False),))
 ANCHORS = {level: f"level {level}" for level in range(1, 6)}
 
 
