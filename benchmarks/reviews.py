@@ -6,18 +6,20 @@ import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 import orjson
 
 from benchmarks.bench import BATCH, SCENE, Bench, ask, bench, fill, jobs
-from benchmarks.rows import Row, Section, at_least
+from benchmarks.rows import Row, Section, at_least, at_most
 from benchmarks.subject import Subject
+from common.audit import AuditLog
 from common.queue.committer import Committer, Done
 from common.queue.connection import Server
 from common.queue.scene_queue import SceneQueue
 from common.review import Review
 from common.store import Store
-from common.task import Assignment
+from common.task import Assignment, SceneName
 from common.trajectory import (
     Action,
     Agent,
@@ -34,6 +36,7 @@ from common.trajectory import (
 COUNT = 3000
 STEPS = 10
 OBSERVATION = "line of output that a program printed\n" * 20
+OLD_LINES = 100_000
 _FIRST = 300
 """Reviews before the clock starts: what a process does once is no part of its rate."""
 _AT_ONCE = 32
@@ -51,6 +54,8 @@ def main() -> list[Section]:
             Row("reviews by rules alone", rate, "/s", at_least(300), note),
             Row("the same review files, only written and fsynced", raw, "/s",
                 note=f"{_AT_ONCE} threads; reviewing reaches {rate / raw:.0%} of it"),
+            Row("a copy of nothing new into the audit log", _copied(one), "ms", at_most(10),
+                f"{len(SceneName)} scenes, {OLD_LINES:,} lines there"),
         ]  # fmt: skip
         return [section]
 
@@ -112,6 +117,29 @@ def _attempt(assignment: Assignment, attempt_id: str, number: int) -> Trajectory
         finished_at=2.0,
         provenance=Provenance(fleet_version="0", worker="bench", host="bench"),
     )
+
+
+def _copied(bench: Bench) -> float:
+    """Let a log that holds everything look once more; reviewers do so every second or so."""
+    folder = bench.folder / "audited" / "audit"
+    folder.mkdir(parents=True)
+    old = "".join(
+        f'{{"scene": "code", "entry": "{n}-0", "task_id": "t{n}", "decision": "accepted"}}\n'
+        for n in range(1, OLD_LINES + 1)
+    )
+    (folder / "decisions-2024-01.jsonl").write_text(old)
+
+    async def copy(server: Server) -> float:
+        log, scenes = AuditLog(folder.parent), [scene.value for scene in SceneName]
+        await log.copy(server, scenes)
+        took = []
+        for _ in range(20):
+            began = time.monotonic()
+            assert await log.copy(server, scenes) == 0
+            took.append(time.monotonic() - began)
+        return median(took) * 1000
+
+    return ask(bench.url, copy)
 
 
 def _reviewed(bench: Bench) -> float:
