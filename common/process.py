@@ -14,6 +14,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_ASK_AGAIN = 5.0
+"""Seconds; what a task tidies up when it is cancelled should be done by then."""
 
 
 def die_with_parent(parent_pid: int | None) -> None:
@@ -60,9 +62,28 @@ async def until(
         if working.done():
             working.result()
     finally:
-        working.cancel()
-        drained.cancel()
-        await asyncio.gather(working, drained, return_exceptions=True)
+        await ended(working, drained)
+
+
+async def ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and return once they have ended, whatever way; cancelled itself, it goes on.
+
+    Asks more than once: Python 3.11's wait_for, which redis-py sends with, loses a cancellation
+    that comes in the moment in which it ends, and a task that loops would then go on for ever.
+    """
+    left, cancelled = {task for task in tasks if not task.done()}, False
+    while left:
+        for task in left:
+            task.cancel()
+        try:
+            _, left = await asyncio.wait(left, timeout=_ASK_AGAIN)
+        except asyncio.CancelledError:
+            cancelled, left = True, {task for task in left if not task.done()}
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen: nobody needs to be told that nobody asked for it
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 def free_port() -> int:

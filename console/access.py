@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from common.logs import logger
+from common.process import ended
 from common.queue.connection import Server, ServerGone
 from console.desk import Desk
 
@@ -75,8 +76,7 @@ class Access:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._watching.cancel()
-        await asyncio.wait({self._watching})
+        await ended(self._watching)
         if self._server is not None:
             await self._server.close()
         await self._in_thread(self._give_back)

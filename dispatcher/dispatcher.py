@@ -11,6 +11,7 @@ from pathlib import Path
 from common.failures import ConfigurationError
 from common.logs import logger
 from common.metrics import Metrics
+from common.process import ended
 from common.queue.connection import Server
 from common.serve import Health
 from common.settings import Settings
@@ -65,9 +66,7 @@ async def dispatch(
             with suppress(Draining):
                 turns.result()
     finally:
-        for task in (turns, drained):
-            task.cancel()
-        await asyncio.gather(turns, drained, return_exceptions=True)
+        await ended(turns, drained)
     log.info("dispatcher.ended", files=[follower.key for follower in followers])
 
 

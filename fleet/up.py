@@ -18,7 +18,7 @@ import orjson
 from common.failures import ConfigurationError
 from common.llm.providers import choose
 from common.presence import Presence
-from common.process import consumer_name, drain_on_signal, free_port, until
+from common.process import consumer_name, drain_on_signal, ended, free_port, until
 from common.queue.connection import Server, ServerGone
 from common.queue.embedded import EmbeddedServer
 from common.quota.budgets import apply_budgets
@@ -268,9 +268,7 @@ class Fleet:
         finally:
             for child in self.state.children:
                 child.stopping = True
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            await ended(*keepers)
         return False
 
     async def _look(self, server: Server) -> None:

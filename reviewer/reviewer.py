@@ -13,7 +13,7 @@ import orjson
 from common.failures import LeaseLost
 from common.logs import logger
 from common.metrics import Metrics
-from common.process import until
+from common.process import ended, until
 from common.queue.committer import Committer, Decision
 from common.queue.connection import Server
 from common.queue.heartbeat import Heartbeat
@@ -113,8 +113,7 @@ class Reviewer:
         finally:
             self._health.draining = True
             await self._let_end()
-            upkeep.cancel()
-            await asyncio.gather(upkeep, return_exceptions=True)
+            await ended(upkeep)
             self._heartbeat.stop()
             for line in self._lines:
                 await line.committer.close()
@@ -162,10 +161,7 @@ class Reviewer:
         """Let reviews under way end in their time; what waits for a judge is handed back."""
         if self._running:
             await asyncio.wait(self._running, timeout=self._settings.drain_grace / 2)
-        left = list(self._running)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await ended(*self._running)
 
     async def _take(self, queue: SceneQueue, room: int, reclaiming: bool) -> list[Lease]:
         leases: list[Lease] = []

@@ -15,7 +15,7 @@ from common.failures import ConfigurationError, Failure, FailureKind, FleetError
 from common.logs import logger
 from common.metrics import Metrics
 from common.model import explain
-from common.process import until
+from common.process import ended, until
 from common.queue.committer import Cancelled, Committer, Dead, Done, Outcome, Retry
 from common.queue.connection import BLOCK_MS, Server, ServerGone
 from common.queue.heartbeat import Heartbeat
@@ -106,7 +106,7 @@ class Worker:
                     await self._take_until_draining(group)
                     await self._drain()
                 finally:
-                    upkeep.cancel()
+                    await ended(upkeep)
         finally:
             self._heartbeat.stop()
         if self._broken is not None:

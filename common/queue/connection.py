@@ -13,6 +13,7 @@ import redis.asyncio
 
 from common.failures import ConfigurationError
 from common.logs import logger
+from common.process import ended
 from common.queue import library as scripts
 from common.queue.address import connect, connect_blocking, read
 from common.queue.channel import Channel
@@ -91,8 +92,7 @@ class Server:
 
     async def close(self) -> None:
         if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait({self._opening})
+            await ended(self._opening)
         if self._channel is not None:
             await self._channel.close()
         await self.client.aclose()

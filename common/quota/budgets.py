@@ -12,6 +12,7 @@ import orjson
 
 from common.logs import logger
 from common.metrics import Metrics
+from common.process import ended
 from common.queue.connection import Server
 from common.queue.control import Who, record
 from common.quota import library
@@ -163,6 +164,7 @@ class BudgetWatch:
         self._looking = asyncio.Lock()
         self._seen_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def start(self) -> None:
         """Look once, and then every second until `close`."""
@@ -170,9 +172,9 @@ class BudgetWatch:
         self._task = asyncio.create_task(self._keep_looking(), name="budgets")
 
     async def close(self) -> None:
+        self._closed = True  # it may miss being cancelled
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await ended(self._task)
 
     async def look(self) -> None:
         """Read the budgets; put back first what the server has forgotten since the last look."""
@@ -239,7 +241,7 @@ class BudgetWatch:
 
     async def _keep_looking(self) -> None:
         blind = False
-        while True:
+        while not self._closed:
             await asyncio.sleep(_LOOK)
             try:
                 await self.look()

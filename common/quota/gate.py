@@ -23,6 +23,7 @@ import redis
 from common.failures import ConfigurationError
 from common.logs import logger
 from common.metrics import Metrics
+from common.process import ended
 from common.queue.connection import Server, ServerGone
 from common.quota import library
 from common.quota.keys import inbox
@@ -156,10 +157,7 @@ class Gate:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_DEADLINE):
                 await self.flush()
-        tasks = [task for task in (self._pump, self._ear) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(*(task for task in (self._pump, self._ear) if task is not None))
 
     # -- what is on its way ------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -110,3 +111,24 @@ async def test_a_watch_that_sees_nothing_says_so_once_and_when_it_is_over(
     lost, back = ("budget.unseen", "warning"), ("budget.seen_again", "info")
     assert said == [lost, back, lost]
     assert "out of the blue" in logs[0]["error"]
+
+
+async def test_a_watch_ends_though_a_look_swallows_its_cancellation(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = BudgetWatch(server)
+    monkeypatch.setattr(budgets, "_LOOK", 0.0)
+    await watch.start()
+    looking = asyncio.Event()
+
+    async def look() -> None:  # as one over redis-py does on Python 3.11, in the wrong moment
+        looking.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return
+
+    monkeypatch.setattr(watch, "look", look)
+    await looking.wait()
+    async with asyncio.timeout(20):
+        await watch.close()
