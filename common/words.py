@@ -85,11 +85,29 @@ def with_approvals(wait: Wait, *approvals: Approval) -> Wait:
 
 def told(approval: Approval) -> str:
     """Say how it was decided, by whom and when."""
-    said = [w for w in approval.words if _STATE[w.said] == approval.state]
+    said = deciding(approval)
     if not said:
         return f"{approval.approval_id} is {approval.state}"
     people = " and ".join(w.by for w in said)
     return f"{approval.approval_id} was {approval.state} by {people} at {clock(said[-1].at)}"
+
+
+def deciding(approval: Approval) -> tuple[Word, ...]:
+    """Return the words that decided it; none of one that is open, or that nobody decided."""
+    return tuple(word for word in approval.words if _STATE[word.said] == approval.state)
+
+
+def approving(words: tuple[Word, ...]) -> int:
+    """Return how many different people approve."""
+    return len({person(word.by) for word in words if word.said == "approve"})
+
+
+def value_now(wait: Wait, approval: Approval) -> JsonValue:
+    """Return what the field is in the revision that waits."""
+    try:
+        return value_of(wait.before, approval.proposal.field)
+    except CannotApply:
+        return approval.proposal.before
 
 
 def person(by: str) -> str:
@@ -143,7 +161,8 @@ def _objection(wait: Wait, approval: Approval, word: Word) -> str | None:
     if word.said == "reject":
         return None
     if word.said != ("choose" if yellow else "approve"):
-        return "yellow: choose one of its options" if yellow else "red: approve or reject it"
+        fitting = "yellow: choose" if yellow else "red: approve"
+        return f"this one is {fitting} or reject it"
     if yellow and not any(same(word.value, option) for option in _choices(wait, approval)):
         if not approval.editable:
             return "that is none of its options, and it may not be edited"
@@ -163,7 +182,7 @@ def _with_word(approval: Approval, word: Word) -> Approval:
         value = word.value
     elif state == "approved":
         value = approval.proposal.after
-        if len(_approving(words)) < approval.people:
+        if approving(words) < approval.people:
             state, value = "pending", None
     return approval.model_copy(update={"words": words, "state": state, "value": value})
 
@@ -179,7 +198,7 @@ def _changes(wait: Wait) -> list[Change]:
             Change(
                 field=proposal.field, before=proposal.before, after=approval.value,
                 reason=proposal.reason, level="yellow" if approval.state == "chosen" else "red",
-                by=tuple(w.by for w in approval.words if _STATE[w.said] == approval.state),
+                by=tuple(word.by for word in deciding(approval)),
                 approval=approval.approval_id,
             )
         )  # fmt: skip
@@ -189,7 +208,7 @@ def _changes(wait: Wait) -> list[Change]:
 def _keeps(wait: Wait, approval: Approval) -> bool:
     """Was it decided that the field stays what it is?"""
     decided = approval.state in ("chosen", "approved")
-    return decided and same(approval.value, _now(wait, approval))
+    return decided and same(approval.value, value_now(wait, approval))
 
 
 def _unwanted(wait: Wait) -> list[str]:
@@ -197,29 +216,18 @@ def _unwanted(wait: Wait) -> list[str]:
     return [
         refusal_key(approval.proposal.field, approval.proposal.after)
         for approval in wait.approvals
-        if approval.state in ("rejected", "expired") or _keeps(wait, approval)
+        if approval.state in ("rejected", "expired")
+        or not same(approval.value, approval.proposal.after)
     ]
 
 
 def _choices(wait: Wait, approval: Approval) -> list[JsonValue]:
-    return [*approval.options, _now(wait, approval)]
-
-
-def _now(wait: Wait, approval: Approval) -> JsonValue:
-    """What the field is in the revision that waits."""
-    try:
-        return value_of(wait.before, approval.proposal.field)
-    except CannotApply:
-        return approval.proposal.before
+    return [*approval.options, value_now(wait, approval)]
 
 
 def _missing(approval: Approval) -> str:
-    people = approval.people - len(_approving(approval.words))
+    people = approval.people - approving(approval.words)
     return f"{people} more {'person' if people == 1 else 'people'} must approve"
-
-
-def _approving(words: tuple[Word, ...]) -> set[str]:
-    return {person(word.by) for word in words if word.said == "approve"}
 
 
 def _equal(one: Word, other: Word) -> bool:

@@ -7,6 +7,7 @@ it back as soon as a `fleet up` wants to have it, which then is asked instead.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -117,15 +118,25 @@ class Access:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_LOOK)
-            if self._lent is not None and await self._in_thread(self._wanted):
-                await self._hand_over()
+            try:
+                if self._lent is not None and await self._in_thread(self._wanted):
+                    await self._hand_over()
+            except (OSError, subprocess.SubprocessError) as error:
+                # The next one is to be given back, too: whoever asks for it is not to wait for us.
+                log.error("console.not_given", error=str(error)[:500])
 
     async def _hand_over(self) -> None:
         async with self._changing:  # requests that come now wait until it is somebody else's
-            await _wait(lambda: not self._users)
+            await _wait(self._idle)
             await self._in_thread(self._give_back)
             log.info("console.gave_way")
-            await _wait(lambda: not self._wanted())
+            await _wait(self._taken)
+
+    async def _idle(self) -> bool:
+        return not self._users
+
+    async def _taken(self) -> bool:
+        return not await self._in_thread(self._wanted)
 
     # -- in the thread, which alone changes what is lent: a request may be cancelled meanwhile ---
 
@@ -147,10 +158,10 @@ class Access:
         self._loan.close()
 
 
-async def _wait(true: Callable[[], bool]) -> None:
+async def _wait(true: Callable[[], Awaitable[bool]]) -> None:
     """Return once ``true()`` holds, or the grace is over."""
     deadline = time.monotonic() + _GRACE
-    while not true():
+    while not await true():
         if time.monotonic() > deadline:
             return
         await asyncio.sleep(_LOOK / 10)

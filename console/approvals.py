@@ -20,9 +20,9 @@ from common.approvals import Word
 from common.model import Contract
 from common.task import SceneName
 from common.waits import Decided
-from common.words import Outcome
+from common.words import Outcome, deciding
 from console.desk import Desk, Found, Unfit, Unknown
-from console.shown import Detail, Item, last_word, what_follows
+from console.shown import Detail, Item, what_follows
 
 Desks = Callable[[], AbstractAsyncContextManager[Desk]]
 """Leads to the desk of the queue server there is now, for one request."""
@@ -151,7 +151,7 @@ async def _say(desk: Desk, found: Found, word: Word) -> JSONResponse:
     except Unfit as error:
         raise HTTPException(422, _wrong(found, str(error))) from None
     if decided.outcome == "refused":
-        raise await _refusal(desk, decided, word)
+        raise _refusal(decided, word)
     answer = Answer(
         outcome=decided.outcome,
         then=what_follows(decided),
@@ -161,21 +161,19 @@ async def _say(desk: Desk, found: Found, word: Word) -> JSONResponse:
     return JSONResponse(answer.model_dump(mode="json"))
 
 
-async def _refusal(desk: Desk, decided: Decided, word: Word) -> HTTPException:
+def _refusal(decided: Decided, word: Word) -> HTTPException:
     """Say why a word was refused: 409 decided otherwise, 410 too late, 422 it cannot be applied."""
     found = Found(decided.wait, decided.approval)
     state = found.approval.state
-    late = found.approval.pending and (
-        word.at >= found.wait.expires_at or not await desk.waits(found)
-    )
+    late = found.approval.pending and word.at >= found.wait.expires_at
     if state in ("expired", "cancelled") or late:
         return HTTPException(410, {"error": decided.reason, "state": state})
     if found.approval.pending:
         return HTTPException(422, _wrong(found, decided.reason))
-    last = last_word(found)
+    *_, last = deciding(found.approval)
     return HTTPException(409, {
         "error": decided.reason, "state": state, "value": found.approval.value,
-        "by": last.by if last else None, "at": last.at if last else None,
+        "by": last.by, "at": last.at,
     })  # fmt: skip
 
 

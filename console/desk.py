@@ -16,10 +16,11 @@ from typing import Any, Literal
 import orjson
 
 from common.approvals import Approval, Wait, Word
-from common.audit import AuditLog, read
+from common.audit import AuditLog, latest, read
 from common.logs import logger
 from common.presence import living
 from common.queue.connection import Server, ServerGone
+from common.queue.keys import Keys
 from common.review import Level
 from common.store import StoreError
 from common.task import SceneName
@@ -29,10 +30,6 @@ log = logger("approvals")
 
 Via = Literal["cli", "http"]
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_FITTING: dict[str, tuple[str, ...]] = {
-    "yellow": ("choose", "reject"),
-    "red": ("approve", "reject"),
-}
 
 
 class Unknown(LookupError):
@@ -112,20 +109,23 @@ class Desk:
     async def find(self, begin: str) -> Found:
         """Return the approval whose id is ``begin``, or the only one whose id begins like that.
 
-        Raises `Unknown`, `Forgotten` for one that only the audit log knows, or `Ambiguous`.
+        Raises `Unknown`, `Forgotten` for one that only the audit log knows, `Ambiguous`, or
+        `StoreError` when that cannot be read.
         """
         try:
             return await self.get(begin)
         except Unknown:
             if not _ID.fullmatch(begin):
                 raise
-        found = {f.approval.approval_id for f in await self.pending()}
-        ids = {one for one in found if one.startswith(begin)} or {
+        waiting = {found.approval.approval_id: found for found in await self.pending()}
+        ids = {one for one in waiting if one.startswith(begin)} or {
             one for one in await asyncio.to_thread(self.decided) if one.startswith(begin)
         }
         if len(ids) > 1 and begin not in ids:
             raise Ambiguous(begin, ids)
         chosen = begin if begin in ids or not ids else ids.pop()
+        if chosen in waiting:
+            return waiting[chosen]
         try:
             return await self.get(chosen)
         except Unknown:
@@ -134,14 +134,14 @@ class Desk:
             raise
 
     def decided(self) -> dict[str, dict[str, Any]]:
-        """Return what the audit log says of decided approvals, by id, the latest last."""
-        found: dict[str, dict[str, Any]] = {}
-        for line in read(self._output):
-            approval_id = line.get("approval_id")
-            if approval_id and "entry" in line and line.get("state", "pending") != "pending":
-                found.pop(approval_id, None)
-                found[approval_id] = line
-        return found
+        """Return what the audit log says of decided approvals, by id, the latest last.
+
+        Raises `StoreError` when it cannot be read.
+        """
+        return {
+            approval_id: line for approval_id, line in latest(self._output).items()
+            if line.get("state", "pending") != "pending"
+        }  # fmt: skip
 
     def _lines(self, approval_id: str) -> list[dict[str, Any]]:
         """Return what the audit log says of one approval, if it was decided."""
@@ -151,14 +151,11 @@ class Desk:
         ]  # fmt: skip
         return lines if lines and lines[-1].get("state", "pending") != "pending" else []
 
-    async def worked(self) -> bool:
-        """Is a worker alive that could go on with what is decided?"""
-        return any(process.service == "worker" for process in await living(self._server))
-
-    async def waits(self, found: Found) -> bool:
-        """Does the unit of work still wait for people?"""
-        still = await self._waits[found.wait.scene].pending()
-        return any((w.task_id, w.unit) == (found.wait.task_id, found.wait.unit) for w in still)
+    async def worked(self, scene: str) -> bool:
+        """Is a worker of the scene alive, that could go on with what is decided?"""
+        workers = [p.consumer for p in await living(self._server) if p.service == "worker"]
+        cards = [Keys(scene).card(consumer) for consumer in workers]
+        return bool(cards and await self._server.run("EXISTS", *cards))
 
     # -- deciding ----------------------------------------------------------------------------
 
@@ -187,9 +184,6 @@ class Desk:
 def _asked(found: Found, word: Word, via: Via) -> dict[str, Any]:
     """Return the line of the audit log for a word that is about to be sent. Raises `Unfit`."""
     approval, wait = found.approval, found.wait
-    level = approval.proposal.level or "red"
-    if word.said not in _FITTING.get(level, ()):
-        raise Unfit(f"this one is {level}: {' or '.join(_FITTING.get(level, ('reject',)))} it")
     line = {
         "decision": "asked", "scene": wait.scene, "task_id": wait.task_id, "unit": wait.unit,
         "attempt_id": wait.attempt_id, "approval_id": approval.approval_id,

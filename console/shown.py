@@ -8,12 +8,12 @@ from typing import Self
 import orjson
 from pydantic import ConfigDict, Field, JsonValue
 
-from common.approvals import Approval, State, Word
+from common.approvals import State, Word
 from common.model import Contract
 from common.review import Level
 from common.task import Change, RevisionScore
 from common.waits import Decided
-from common.words import person
+from common.words import approving
 from console.desk import Found
 
 
@@ -98,15 +98,9 @@ def _item(found: Found) -> dict[str, object]:
         "attempt_id": wait.attempt_id, "revision": wait.before.revision, "field": proposal.field,
         "from": proposal.before, "to": proposal.after, "reason": proposal.reason,
         "impact": approval.impact, "state": approval.state, "value": approval.value,
-        "people": approval.people,
-        "approved": approving(approval),
+        "people": approval.people, "approved": approving(approval.words),
         "asked_at": wait.asked_at, "expires_at": wait.expires_at,
     }  # fmt: skip
-
-
-def approving(approval: Approval) -> int:
-    """Return how many people have approved it."""
-    return len({person(word.by) for word in approval.words if word.said == "approve"})
 
 
 def text_of(value: JsonValue) -> str:
@@ -126,14 +120,6 @@ def difference(before: JsonValue, after: JsonValue) -> tuple[str, ...]:
     if one == other and before != after:  # white space at the end, or nothing instead of absent
         return (f"-{_json(before)}", f"+{_json(after)}")
     return tuple(difflib.unified_diff(one, other, lineterm="", n=3))[2:]  # without file names
-
-
-def last_word(found: Found) -> Word | None:
-    """Return the word that decided, or the last so far."""
-    deciding = {"chosen": "choose", "approved": "approve", "rejected": "reject"}
-    said = deciding.get(found.approval.state)
-    words = [word for word in found.approval.words if said in (None, word.said)]
-    return words[-1] if words else None
 
 
 def what_follows(decided: Decided) -> str:

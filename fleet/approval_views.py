@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from common.revision import same
 from common.store import Store, StoreError
 from common.task import RevisionScore
 from common.trajectory import Step
+from common.words import approving
 from console.desk import Found
-from console.shown import approving, difference, text_of
+from console.shown import difference, text_of
 from fleet.arguments import local_time
 from fleet.context import clean
 from fleet.history import LEVELS, changed, short
@@ -32,7 +32,7 @@ _SIGNS = {"+": "green", "-": "red", "@": "cyan"}
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "m"))
 
 
-def span(seconds: float) -> str:
+def told_span(seconds: float) -> str:
     """Return a span of time as people say it: 45s, 3m, 5h, 2d."""
     for size, unit in _UNITS:
         if seconds >= size:
@@ -53,7 +53,8 @@ def pending(found: Sequence[Found]) -> Table:
             approval.approval_id, level_of(approval), wait.scene, clean(wait.task_id),
             clean(proposal.field),
             clean(f"{short(proposal.before)} → {short(proposal.after)}"),
-            f"{span(now - wait.asked_at)} ago", f"in {span(left)}" if left > 0 else "just now",
+            f"{told_span(now - wait.asked_at)} ago",
+            f"in {told_span(left)}" if left > 0 else "just now",
             _people(approval),
         )  # fmt: skip
     return shown
@@ -82,8 +83,10 @@ def forgotten(lines: Sequence[dict[str, Any]]) -> RenderableType:
     head = Text.assemble((str(last["approval_id"]), "bold"), "  ")
     head.append(clean(f"{last.get('scene')} · {last.get('task_id')} · {last.get('attempt_id')}"))
     head.append(f"\nit was {last['state']}; the server has forgotten it, the audit log says:")
-    change = _diff(last.get("from"), last.get("to"))
-    return Group(head, _panel(str(last.get("field")), change), decided(lines))
+    parts: list[RenderableType] = [head]
+    if "to" in last:  # what was cancelled with its task is told without its change
+        parts.append(_panel(str(last.get("field")), _diff(last.get("from"), last["to"])))
+    return Group(*parts, decided(lines))
 
 
 def _ids(ids: Iterable[str]) -> Column:
@@ -131,13 +134,15 @@ def _said(found: Found) -> Iterator[Text]:
     for word in approval.words:
         value = f" {short(word.value)}" if word.said == "choose" else ""
         why = f": {word.why}" if word.why else ""
-        yield clean(f"{_when(word.at)} {word.by}: {word.said}{value}{why}")
+        yield clean(f"{local_time(int(word.at * 1000))} {word.by}: {word.said}{value}{why}")
     if not approval.pending:
         yield clean(f"it is {approval.state}", style="bold")
         return
     yellow = approval.proposal.level == "yellow"
     people = "one person chooses" if yellow else f"{_people(approval)} people have approved"
-    yield Text(f"waits until {_when(found.wait.expires_at)}; {people}", style="bold")
+    yield Text(
+        f"waits until {local_time(int(found.wait.expires_at * 1000))}; {people}", style="bold"
+    )
     verb, more = ("choose", " --option N") if yellow else ("approve", "")
     name = approval.approval_id
     yield Text(
@@ -214,8 +219,4 @@ def _panel(title: str, body: Text) -> Panel:
 
 
 def _people(approval: Approval) -> str:
-    return f"{approving(approval)} of {approval.people}"
-
-
-def _when(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return f"{approving(approval.words)} of {approval.people}"

@@ -20,10 +20,10 @@ from common.failures import ConfigurationError
 from common.process import drain_on_signal
 from common.queue.connection import Server
 from common.review import Level
-from common.revision import CannotApply, value_of
 from common.settings import Settings
 from common.store import StoreError
 from common.waits import Contended, Decided
+from common.words import value_now
 from console.access import Access, Lent
 from console.desk import Ambiguous, Desk, Forgotten, Found, Unfit, Unknown
 from console.shown import Detail, Item, what_follows
@@ -142,7 +142,9 @@ def approvals_choose(
             raise Unfit(f"there is no option {option}: it has {len(options)}")
         if option is not None:
             return options[option - 1]
-        return _now(found) if edit is None else _own_value(found, edit)
+        if edit is None:
+            return value_now(found.wait, found.approval)
+        return _own_value(found, edit)
 
     _say(approval, "choose", why, output, value)
 
@@ -222,7 +224,7 @@ def _at_desk(settings: Settings, work: Callable[[Desk], Awaitable[T]]) -> T:
         return await work(Desk(server, settings.output, ledger_ttl=settings.ledger_ttl))
 
     try:
-        return with_server(settings, ask, revive=True)
+        return with_server(settings, ask, revive="fleet approvals")
     except (Unknown, Ambiguous, Unfit, StoreError, Contended) as error:
         fail(str(error))
 
@@ -241,7 +243,7 @@ def _say(
         found = await desk.find(approval)
         word = Word(by=by, at=time.time(), said=said, value=value(found), why=why)
         done = await desk.say(found, word, via="cli")
-        return done, done.next is not None and not await desk.worked()
+        return done, done.next is not None and not await desk.worked(done.wait.scene)
 
     decided, idle = _at_desk(settings_for(output), send)
     _tell(decided, idle)
@@ -259,13 +261,6 @@ def _tell(decided: Decided, idle: bool) -> None:
         out.print(
             Text("no worker is running: start `fleet up` again and it goes on", style="yellow")
         )
-
-
-def _now(found: Found) -> JsonValue:
-    try:
-        return value_of(found.wait.before, found.approval.proposal.field)
-    except CannotApply:
-        return found.approval.proposal.before
 
 
 def _own_value(found: Found, text: str) -> JsonValue:

@@ -18,7 +18,6 @@ from common import audit as log
 from common.queue.connection import Server
 from common.queue.control import AUDIT
 from common.queue.keys import Keys
-from common.store import StoreError
 from fleet.arguments import ALL_SCENES, SceneOption, local_time
 from fleet.context import Output, clean, guard, out, settings_for, with_server
 
@@ -97,16 +96,13 @@ def words(root: Path, scene: str | None, limit: int) -> list[Row]:
 
     What somebody asked for is left out where the log has what came of it. Raises `StoreError`.
     """
-    try:
-        came_of = {_word(line) for line in _on_approvals(root, scene) if "entry" in line}
-        rows = (
-            _said(line)
-            for line in _on_approvals(root, scene)
-            if "entry" in line or _word(line) not in came_of
-        )
-        return sorted(deque(rows, maxlen=limit))
-    except OSError as error:
-        raise StoreError(f"{error.filename or root / 'audit'}: {error.strerror}") from None
+    came_of = {_word(line) for line in _on_approvals(root, scene) if "entry" in line}
+    rows = (
+        _said(line)
+        for line in _on_approvals(root, scene)
+        if "entry" in line or _word(line) not in came_of
+    )
+    return sorted(deque(rows, maxlen=limit))
 
 
 def _on_approvals(root: Path, scene: str | None) -> Iterator[dict[str, Any]]:

@@ -101,12 +101,12 @@ def who(why: str = "") -> Who:
 
 
 def with_server(
-    settings: Settings, ask: Callable[[Server], Awaitable[T]], *, revive: bool = False
+    settings: Settings, ask: Callable[[Server], Awaitable[T]], *, revive: str | None = None
 ) -> T:
     """Run ``ask`` against the server; an absent one is an error within seconds.
 
-    ``revive``: where no `fleet up` is running over the output folder, start the server it left
-    there until ``ask`` is done.
+    ``revive``: the command that, where no `fleet up` is running over the output folder, starts the
+    server it left there until ``ask`` is done.
     """
 
     async def run(url: str) -> T:
@@ -118,7 +118,7 @@ def with_server(
 
     with (
         in_a_sentence(),
-        revived(settings, "fleet approvals") if revive else nullcontext() as url,
+        revived(settings, revive) if revive else nullcontext() as url,
     ):
         return asyncio.run(run(url or server_url(settings)))
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from common import audit
 from common.failures import FailureClass
 from common.review import Label, Review
-from common.store import Damaged, Store, StoreError
+from common.store import Damaged, Store
 from common.task import Change
 from fleet.context import clean
 
@@ -75,19 +75,7 @@ def words_on(root: Path, task_id: str) -> Words:
 
     Raises `StoreError` when it cannot be read.
     """
-    found: dict[str, Mapping[str, Any]] = {}
-    try:
-        for line in audit.read(root, task_id=task_id):
-            about = line.get("approval_id")
-            if about is None and line.get("decision") == "cancelled":
-                about = line.get("attempt_id")
-            # Lines without an entry say what a person asked for, not what came of it.
-            if about and "entry" in line:
-                found.pop(str(about), None)
-                found[str(about)] = line
-    except OSError as error:
-        raise StoreError(f"{error.filename or root / 'audit'}: {error.strerror}") from None
-    return found
+    return audit.latest(root, task_id=task_id)
 
 
 def ended(review: Review, words: Words) -> Ended | None:

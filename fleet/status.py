@@ -81,7 +81,8 @@ class Snapshot:
 def goes_on(counts: Counts) -> bool:
     """Say whether anything is left to do but for people."""
     work = counts.waiting + counts.running + counts.delayed + counts.reviewing + counts["held"]
-    return bool(counts.open_tasks) and (work > 0 or not counts.undecided)
+    over = counts["with_people"] > counts.undecided  # the reviewer has yet to end one
+    return bool(counts.open_tasks) and (work > 0 or over or not counts.undecided)
 
 
 async def look(server: Server) -> Snapshot:

@@ -89,7 +89,7 @@ class Counts:
     delayed: int
     reviewing: int
     undecided: int = 0
-    """Units that wait for people, whose time is not over; the counter of that name has all."""
+    """Units that wait for people, whose time is not over; the counter `with_people` has all."""
     paused: str = ""
     """Who paused it, and why; empty when it is not."""
     counters: dict[str, int] = field(default_factory=dict)

@@ -146,8 +146,9 @@ async def test_a_yellow_one_gets_one_of_its_options_or_a_reason_why_not(
 
     status, said = await client.post("/yel1/choose", {"option": 2})
     assert (status, said["approval"]["value"]) == (200, ["Read it again."])
-    status, said = await client.post("/yel1/choose", {"option": 1}, token=BEN)
-    assert (status, said["by"], said["value"]) == (409, "ana", ["Read it again."])
+    for path, body in (("choose", {"option": 1}), ("approve", {})):
+        status, said = await client.post(f"/yel1/{path}", body, token=BEN)
+        assert (status, said["by"], said["value"]) == (409, "ana", ["Read it again."]), path
     status, said = await client.post("/yel2/choose", {"value": "Print 1 only."})
     assert (status, said["outcome"], said["approval"]["value"]) == (200, "decided", "Print 1 only.")
 
@@ -270,8 +271,9 @@ async def test_a_word_that_comes_too_late_is_told_so(server: Server, client: Cli
     await Waits(server, "code").expire(6.0)
     await Control(server, "code").cancel("stopped", Who("cho", "no use"))
     for name in ("past", "ended", "stopped"):
-        status, said = await client.post(f"/{name}/approve")
-        assert (status, bool(said["error"])) == (410, True), name
+        for path, body in (("approve", {}), ("choose", {"value": 1})):
+            status, said = await client.post(f"/{name}/{path}", body)
+            assert (status, bool(said["error"])) == (410, True), (name, path)
     assert await queued(server) == []
 
 

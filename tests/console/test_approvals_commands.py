@@ -8,113 +8,37 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Self
 from urllib.request import Request, urlopen
 
 import pytest
-from typer.testing import CliRunner
 
-from common.approvals import Wait
-from common.audit import read
+from common.audit import AuditLog, read
 from common.failures import ConfigurationError
+from common.presence import PROCESSES
 from common.queue.connection import Server
-from common.queue.control import Who
+from common.queue.control import Control, Who
 from common.queue.embedded import EmbeddedServer
 from common.queue.keys import Keys
 from common.store import Store
-from common.task import Assignment, RevisionScore
+from common.task import RevisionScore
 from common.waits import Waits
-from fleet import approvals, context
-from fleet.approvals import approvals_app
-from tests.common.waiting import a_wait, approval, green, put, yellow
+from fleet import context
+from tests.common.waiting import a_wait, approval, green, yellow
+from tests.console.terminal import (
+    Person,
+    before,
+    flush,
+    on_server,
+    queued,
+    red,
+    waiting,
+    worded,
+)
 from tests.e2e.fleet import process, wait_until
 from tests.exporters.attempts import attempt
-from tests.helpers import entries_of, task
-
-
-class Person:
-    """Somebody at a terminal."""
-
-    def __init__(self, output: Path, url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._patch = monkeypatch
-        self._env: dict[str, str | None] = {k: None for k in os.environ if k.startswith("FLEET_")}
-        self._env |= {"FLEET_OUTPUT": str(output), "FLEET_REDIS_URL": url}
-
-    def __call__(self, *args: Any, by: str = "ana@desk", code: int = 0) -> str:
-        """Run a command that ends with ``code``; returns all it said."""
-        self._patch.setattr(approvals, "who", lambda why="": Who(by, why))
-        done = CliRunner().invoke(approvals_app, [str(a) for a in args], env=self._env)
-        assert done.exit_code == code, (args, done.output, done.exception)
-        return done.output
-
-    def json(self, *args: Any) -> Any:
-        return json.loads(self(*args, "--json"))
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables without line breaks."""
-    for console in (context.out, context.err):
-        monkeypatch.setattr(console, "_width", 250)
-
-
-@pytest.fixture
-def empty(valkey: EmbeddedServer) -> Iterator[str]:
-    """The address of an empty server."""
-
-    flush(valkey.url)
-    yield valkey.url
-
-
-@pytest.fixture
-def person(empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Person:
-    return Person(tmp_path, empty, monkeypatch)
-
-
-def flush(url: str) -> None:
-    async def work() -> None:
-        server = Server(url)
-        await server.client.flushall()
-        await server.close()
-
-    asyncio.run(work())
-
-
-def waiting(url: str, *waits: Wait) -> None:
-    async def work() -> None:
-        server = Server(url)
-        await put(server, *waits)
-        await server.close()
-
-    asyncio.run(work())
-
-
-def queued(url: str) -> list[dict[str, str]]:
-    async def work() -> list[dict[str, str]]:
-        server = Server(url)
-        found = [e for lane in Keys("code").lanes for e in await entries_of(server, lane)]
-        await server.close()
-        return found
-
-    return asyncio.run(work())
-
-
-def before(task_id: str = "t") -> Assignment:
-    return Assignment(task=task(task_id))
-
-
-def red(approval_id: str, people: int = 1) -> Any:
-    return approval(approval_id, "task.timeout", 600.0, before=300.0, people=people)
-
-
-def worded(approval_id: str = "words1") -> Wait:
-    return a_wait(before("words"), approval(
-        approval_id, "task.description", "Print 1!", before="Print 1.", level="yellow",
-        editable=True, options=("Print 1!", "Print 1."),
-    ))  # fmt: skip
 
 
 def test_what_waits_is_listed_by_what_expires_first(person: Person, empty: str) -> None:
@@ -202,6 +126,28 @@ def test_one_that_the_server_has_forgotten_is_told_from_the_audit_log(
     assert "no approval" in person("show", "red12", code=1)  # never decided
 
 
+def test_one_that_was_cancelled_and_forgotten_has_no_change_to_show(
+    person: Person, empty: str, tmp_path: Path
+) -> None:
+    waiting(empty, a_wait(before(), red("red1")))
+    on_server(empty, lambda server: Control(server, "code").cancel("t", Who("cho", "no use")))
+    on_server(empty, lambda server: AuditLog(tmp_path).copy(server, ["code"]))
+    flush(empty)
+    said = person("show", "red1")
+    assert "it was cancelled" in said and "no use" in said
+    assert "╭" not in said
+
+
+def test_a_log_that_cannot_be_read_is_told_in_a_sentence(
+    person: Person, empty: str, tmp_path: Path
+) -> None:
+    (tmp_path / "audit" / "decisions-2026-01.jsonl").mkdir(parents=True)
+    for command in (("list", "--all"), ("show", "red1")):
+        said = person(*command, code=1)
+        assert said.startswith("fleet: ") and said.count("\n") == 1
+        assert "decisions-2026-01.jsonl: Is a directory" in said
+
+
 def test_ids_are_whole_in_a_narrow_terminal(
     person: Person, empty: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +202,19 @@ def test_ids_that_name_none_or_several_decide_nothing(person: Person, empty: str
         assert "no approval" in person("reject", name, code=1)
     assert "UTF-8" in person("reject", "abc1", "--why", "\udcff", code=1)
     assert "waits for 1 more: abd2" in person("approve", "abc")
+
+
+def test_whose_scene_no_worker_serves_is_told_to_start_one(person: Person, empty: str) -> None:
+    def serve(scene: str) -> None:
+        on_server(empty, lambda server: server.client.set(Keys(scene).card("w"), "{}"))
+
+    waiting(empty, a_wait(before("a"), red("red1")), a_wait(before("b"), red("red2")))
+    listed = {"worker w": time.time()}
+    on_server(empty, lambda server: server.client.zadd(PROCESSES, listed))
+    serve("web")
+    assert "start `fleet up` again" in person("approve", "red1")
+    serve("code")
+    assert "start `fleet up` again" not in person("approve", "red2")
 
 
 def test_what_is_decided_after_the_fleet_has_ended_waits_for_it(

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from common.queue.scene_queue import Counts
-from fleet.status import Snapshot, as_dict, remarks, table
+from fleet.status import Snapshot, as_dict, goes_on, remarks, table
 
 DONE = {"tasks": 9, "units": 9, "committed": 9, "accepted": 5, "tasks_accepted": 5}
 
@@ -63,11 +63,22 @@ def test_workers_are_missed_only_where_there_is_work_for_them() -> None:
 def test_who_waits_for_nobody_any_more_is_not_counted_as_waiting() -> None:
     """The counter has also those whose time is over, until somebody ends them."""
     late = snapshot(workers=0)
-    late.scenes["code"].counters["undecided"] = 2
+    late.scenes["code"].counters["with_people"] = 2
     assert shown(late)["waiting for people"] == "0"
     assert as_dict(late)["code"]["undecided"] == 0
     assert late.held_up(["code"]) == []
     assert any("workers" in remark for remark in remarks(late))
+
+
+def test_there_is_work_while_somebody_must_be_told_that_time_is_up() -> None:
+    """The reviewer ends those whose time is over; others that still wait change nothing in that."""
+
+    def on(asked: int, undecided: int) -> bool:
+        return goes_on(snapshot(undecided=undecided, with_people=asked).scenes["code"])
+
+    assert on(asked=2, undecided=1)
+    assert on(asked=1, undecided=0)
+    assert not on(asked=2, undecided=2)
 
 
 def test_what_came_to_no_verdict_is_told_as_what_happened() -> None:

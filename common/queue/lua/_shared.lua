@@ -108,7 +108,7 @@ end
 local function end_wait(prefix, id, unit, over, by, why, ttl)
   local member = unit .. '|' .. id
   local wait = prefix .. 'wait:' .. member
-  if redis.call('ZREM', prefix .. 'waits', member) == 1 then count(prefix, 'undecided', -1) end
+  if redis.call('ZREM', prefix .. 'waits', member) == 1 then count(prefix, 'with_people', -1) end
   for _, approval in ipairs(cjson.decode(redis.call('HGET', wait, 'ids') or '[]')) do
     redis.call('PEXPIRE', prefix .. 'approval:' .. approval, ttl)
   end

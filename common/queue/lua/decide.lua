@@ -7,8 +7,8 @@
 --         next  lane (1-3), payload (JSON), next unit      the next revision goes to work
 --         end   outcome, '', ''                            the unit ends, e.g. rejected
 --       then per word for the decision log: what was said, record (JSON)
--- Reply {1} (done, now or by this very call before), {0, version} (it changed meanwhile: read it
---       again) or {-1} (nothing is known of it)
+-- Reply {1} (done, now or by this very call before), {0} (it changed meanwhile: read it again) or
+--       {-1} (nothing is known of it)
 local function decide(keys, argv)
   local prefix, ttl, id, unit, token = keys[1], argv[1], argv[2], argv[3], argv[5]
   local ledger, wait = prefix .. 't:' .. id, prefix .. 'wait:' .. unit .. '|' .. id
@@ -16,12 +16,12 @@ local function decide(keys, argv)
   if not version then return { -1 } end
   if version ~= argv[4] then
     if redis.call('HGET', wait, 'last') == token then return { 1 } end
-    return { 0, version }
+    return { 0 }
   end
   if redis.call('HGET', ledger, 'u:' .. unit) ~= 'waiting' then
     -- Somebody removed the ledger: there is no task to go on with.
     end_wait(prefix, id, unit, 'lost', '', '', ttl)
-    return { 0, redis.call('HGET', wait, 'v') }
+    return { 0 }
   end
   redis.call('HSET', wait, 'wait', argv[6], 'last', token)
   for i = 11, #argv, 2 do

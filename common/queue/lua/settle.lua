@@ -27,7 +27,7 @@ local function ask(prefix, id, unit, expiry, wait, approvals, ttl)
     redis.call('SET', prefix .. 'approval:' .. approval, member)
   end
   redis.call('ZADD', prefix .. 'waits', expiry, member)
-  count(prefix, 'undecided')
+  count(prefix, 'with_people')
 end
 
 local function settle(keys, argv)

@@ -229,11 +229,11 @@ class Model:
             self.end(unit, "cancelled")
             return
         unit.where, unit.outcome, unit.approval = "waiting", "waiting", approval
-        self.counters["undecided"] += 1
+        self.counters["with_people"] += 1
 
     def decided(self, unit: Unit, following: Assignment | None) -> None:
         """People let it go on, or ended it."""
-        self.counters["undecided"] -= 1
+        self.counters["with_people"] -= 1
         unit.where = "ended"
         self.counters["iterate" if following is not None else "rejected"] += 1
         if following is None:
@@ -277,7 +277,7 @@ class Model:
         for unit in waiting:
             self.cancelled(unit)
         for unit in asked:
-            self.counters["undecided"] -= 1
+            self.counters["with_people"] -= 1
             unit.where = "ended"
             self.end(unit, "cancelled")
         return ("stopping" if row.state == "open" else "cancelled"), len(waiting) + len(asked)

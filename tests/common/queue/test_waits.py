@@ -22,7 +22,7 @@ from tests.helpers import task, units
 async def test_a_unit_waits_until_somebody_chose_and_then_goes_on(either: Server) -> None:
     await put(either, yellow(BEFORE, "a"))
     [wait] = await waits(either).pending()
-    assert (wait, (await counts(either))["undecided"]) == (yellow(BEFORE, "a"), 1)
+    assert (wait, (await counts(either))["with_people"]) == (yellow(BEFORE, "a"), 1)
     assert await either.client.hget(waits(either).keys.ledger("t"), "u:r1-s0") == b"waiting"
 
     got = await waits(either).decide("a", says("ann", "choose", ["Read it again."]))
@@ -32,7 +32,7 @@ async def test_a_unit_waits_until_somebody_chose_and_then_goes_on(either: Server
     [change] = following.changes
     assert (change.level, change.by, change.approval) == ("yellow", ("ann",), "a")
     after = await counts(either)
-    assert [after[n] for n in ("undecided", "units", "iterate", "rejected")] == [0, 2, 1, 0]
+    assert [after[n] for n in ("with_people", "units", "iterate", "rejected")] == [0, 2, 1, 0]
     assert (after.waiting, after.open_tasks, await waits(either).pending()) == (1, 1, [])
     [record] = await logged(either)
     assert {k: record[k] for k in ("by", "said", "to", "state", "then", "next_unit")} == {
@@ -91,7 +91,7 @@ async def test_a_unit_for_which_nothing_is_left_to_change_is_rejected(either: Se
     assert (got.outcome, got.next) == ("decided", None)
     assert "rejected" in got.reason
     after = await counts(either)
-    assert [after[n] for n in ("undecided", "rejected", "tasks_rejected")] == [0, 1, 1]
+    assert [after[n] for n in ("with_people", "rejected", "tasks_rejected")] == [0, 1, 1]
     assert after.open_tasks == 0
     assert await either.client.pttl(waits(either).keys.ledger("t")) > 0
 
@@ -118,7 +118,7 @@ async def test_words_that_cannot_count_say_why_and_change_nothing(server: Server
     )  # fmt: skip
     await put(server, a_wait(BEFORE, edited, *both().approvals, expires_at=EXPIRES))
     for approval_id, word, why in (
-        ("text", says("ann", "approve"), "choose one of its options"),
+        ("text", says("ann", "approve"), "choose or reject"),
         ("text", says("ann", "choose"), "needs a value"),
         ("text", says("ann", "choose", ""), "at least 1 character"),
         ("text", says("ann", "choose", 7), "string"),

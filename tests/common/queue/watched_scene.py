@@ -21,7 +21,7 @@ COUNTED = (
     "dead_review", "lost",
     "reclaimed", "released", "reviewed", "passed", "failed", "unverified", "accepted", "rejected",
     "human", "iterate", "tasks_accepted", "tasks_rejected", "tasks_human", "tasks_dead",
-    "tasks_cancelled", "held", "undecided", "passed_first", "failed_first", "accepted_first",
+    "tasks_cancelled", "held", "with_people", "passed_first", "failed_first", "accepted_first",
     "accepted_retried",
 )  # fmt: skip
 
