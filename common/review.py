@@ -57,6 +57,11 @@ class Vote(Contract):
     """Why the answer is no vote: not to be read, out of range, evidence that does not exist."""
 
 
+APART = 1.0
+"""Levels by which the rounds of one judge may differ; beyond, what it says is no grade and no word
+that the task was done, and a person should look."""
+
+
 class Judgement(Contract):
     """What one judge says to one criterion."""
 
@@ -66,7 +71,7 @@ class Judgement(Contract):
     median: float | None = Field(default=None, ge=1, le=5)
     """Over the rounds that voted; null: no round did."""
     spread: float | None = Field(default=None, ge=0, le=4)
-    """Highest minus lowest of the rounds."""
+    """Highest minus lowest of the rounds; more than `APART` is no one view."""
     votes: tuple[Vote, ...] = ()
 
 
@@ -138,7 +143,7 @@ class Review(Written):
     passed: bool | None
     """The verdict it rests on."""
     score: int | None = Field(default=None, ge=0, le=100)
-    """At most 49 when a check failed, at least 50 when all passed; null when unverified."""
+    """At most 49 when a check failed, at least 50 when all passed or judges accepted; else null."""
     decision: DecisionName
     reason: str
     accepted_by: Literal["verifier", "judges"] | None = None

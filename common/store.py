@@ -88,7 +88,7 @@ class Store:
         data = orjson.dumps(
             trajectory.model_dump(mode="json", by_alias=True), option=orjson.OPT_INDENT_2
         )
-        self._put(self.attempt_path(trajectory.task_id, trajectory.attempt_id), data)
+        self.put(self.attempt_path(trajectory.task_id, trajectory.attempt_id), data)
         return hashlib.sha256(data).hexdigest()
 
     def write_review(self, review: Review) -> None:
@@ -101,7 +101,7 @@ class Store:
         data = orjson.dumps(
             review.model_dump(mode="json", by_alias=True), option=orjson.OPT_INDENT_2
         )
-        self._put(self.review_path(review.task_id, review.attempt_id), data)
+        self.put(self.review_path(review.task_id, review.attempt_id), data)
 
     def write_rescore(self, review: Review, name: str) -> Path:
         """Keep what another rubric (``name``) says of an attempt; the review stays as it is."""
@@ -109,7 +109,7 @@ class Store:
             "trajectories", review.task_id, f"{review.attempt_id}.rescore.{_plain(name)}.json"
         )
         data = review.model_dump(mode="json", by_alias=True)
-        self._put(path, orjson.dumps(data, option=orjson.OPT_INDENT_2))
+        self.put(path, orjson.dumps(data, option=orjson.OPT_INDENT_2))
         return path
 
     def write_label(self, label: Label) -> None:
@@ -119,7 +119,29 @@ class Store:
         path = self._within(
             "trajectories", label.task_id, f"{label.attempt_id}.label.{person}.json"
         )
-        self._put(path, orjson.dumps(label.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
+        self.put(path, orjson.dumps(label.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
+
+    def put(self, path: Path, data: bytes) -> None:
+        """Keep a file of the store, in the place of what was there. Raises `StoreError`."""
+        temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
+        try:
+            try:
+                with _made(temporary) as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+            # The file's name is durable only once its folder is.
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise StoreError(_hint(path, error)) from None
 
     def put_blob(self, data: bytes, *, media_type: str, ext: str) -> Blob:
         """Keep bytes under their own hash; the same bytes are kept once."""
@@ -127,7 +149,7 @@ class Store:
         blob = Blob(sha256=digest, media_type=media_type, bytes=len(data), ext=ext)
         path = self.blob_path(blob)
         if not path.exists():
-            self._put(path, data)
+            self.put(path, data)
         return blob
 
     def discard_attempt(self, task_id: str, attempt_id: str) -> None:
@@ -180,27 +202,6 @@ class Store:
             return self.read_attempt(task_id, attempt_id).assignment.task.scene == scene
         except StoreError:
             return False
-
-    def _put(self, path: Path, data: bytes) -> None:
-        temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
-        try:
-            try:
-                with _made(temporary) as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(path)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
-            # The file's name is durable only once its folder is.
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            raise StoreError(_hint(path, error)) from None
 
     # -- reading -----------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -17,14 +16,14 @@ from common.agreement import balanced_accuracy, cohen_kappa
 from common.review import Label, Review
 from common.store import Damaged, Store
 from fleet.context import Output, clean, err, guard, out, settings_for, store_of
+from reviewer.judge.tally import says_done
+from reviewer.rubric import OUTCOME
 
 Raters = Literal["person and verifier", "person and judge", "person and reviewer",
                  "person and person"]  # fmt: skip
 RATERS: tuple[Raters, ...] = (
     "person and verifier", "person and judge", "person and reviewer", "person and person",
 )  # fmt: skip
-_PASSES = 4.0
-"""Of 5: the judges' median from which they say that the task was done."""
 _LISTED = 50
 
 
@@ -136,12 +135,9 @@ def _machine(review: Review) -> Iterator[tuple[Raters, str, bool]]:
     """Yield what checks, judges and the reviewer say of an attempt; nothing where they abstain."""
     if review.passed is not None:
         yield "person and verifier", "verifier", review.passed
-    medians = [j.median for j in (review.judge.of("outcome") if review.judge else ())]
-    known = [median for median in medians if median is not None]
-    if known:
-        yield "person and judge", "judge", statistics.median(known) >= _PASSES
-    elif review.accepted_by == "judges":
-        yield "person and judge", "judge", True
+    for one in review.judge.of(OUTCOME) if review.judge else ():
+        if one.median is not None:
+            yield "person and judge", one.model, says_done(one)
     if review.decision != "human":
         yield "person and reviewer", "reviewer", review.decision == "accepted"
 

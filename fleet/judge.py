@@ -27,15 +27,15 @@ from common.settings import Settings
 from common.store import Store, StoreError
 from fleet.arguments import SceneOption
 from fleet.context import (
+    PATIENCE,
     Output,
     clean,
     err,
     fail,
     guard,
+    known_url,
     out,
-    server_url,
     settings_for,
-    state_folder,
     store_of,
 )
 from reviewer.judge.asking import Judge
@@ -47,8 +47,6 @@ judge_app = typer.Typer(
     help="Models that grade attempts: how far they agree with verifiers.", no_args_is_help=True
 )
 
-_PATIENCE = 5.0
-"""Seconds to wait for a server that is away."""
 _EXIT_TRY_AGAIN = 75
 """EX_TEMPFAIL of sysexits.h: the same command goes on where this one ended."""
 
@@ -191,10 +189,12 @@ async def _connected(settings: Settings, names: str) -> AsyncIterator[list[tuple
 
 async def _server(settings: Settings) -> Server | None:
     """Return the fleet's server; None where no fleet is up, so that nobody shares the models."""
-    if settings.redis_url is None and not (state_folder(settings.output) / "server.json").exists():
+    try:
+        url = known_url(settings)
+    except ConfigurationError:
         return None
-    server = Server(server_url(settings), patience=_PATIENCE)
-    if settings.redis_url is None and not await server.answers():
+    server = Server(url, patience=PATIENCE)
+    if not settings.redis_url and not await server.answers():
         await server.close()  # the address outlived the `fleet up` that wrote it
         return None
     return server
@@ -213,12 +213,21 @@ def _print(settings: Settings, found: Sequence[Calibration]) -> None:
             one.scene, one.judge, rubric, floor=floor, votes=settings.judge_votes
         )
         trusted = Text("yes", style="green") if why is None else clean(f"no: {why}", style="yellow")
+        if own := _own_work(one):
+            trusted.append(f", {own}", style="yellow")
         ratios = (one.balanced_accuracy, one.kappa, one.auc)
         shown.add_row(
             one.scene, clean(one.judge), str(one.n), *map(_ratio, ratios),
             str(one.unknown), str(one.invalid), trusted,
         )  # fmt: skip
     out.print(shown)
+
+
+def _own_work(found: Calibration) -> str | None:
+    """Say on how many of its own attempts a judge was measured: it may go easy on those."""
+    asked = found.n + found.unknown + found.invalid
+    share = "all" if found.own == asked else f"{found.own} of {asked}"
+    return f"{share} on its own work" if found.own else None
 
 
 def _ratio(value: float | None) -> str:

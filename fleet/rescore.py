@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,20 +21,12 @@ from common.trajectory import Trajectory
 from fleet.arguments import SceneOption
 from fleet.context import Output, clean, err, fail, guard, out, settings_for, store_of
 from reviewer.rubric import Rubric, load, rubrics
-from reviewer.scoring import Assessment, assess
+from reviewer.scoring import Assessment, assess, good
 from reviewer.tries import Tries
 
 _LISTED = 50
 RubricOf = Callable[[str], Rubric | None]
 """Scene → the rubric for it; None where there is none to score it by."""
-
-
-class DecisionWord(StrEnum):
-    ACCEPTED = "accepted"
-    ITERATE = "iterate"
-    WAITING = "waiting"
-    REJECTED = "rejected"
-    HUMAN = "human"
 
 
 @dataclass(frozen=True)
@@ -97,7 +88,7 @@ def rescore(
         str | None, typer.Option(metavar="GLOB", help="Only tasks whose id matches.")
     ] = None,
     decision: Annotated[
-        DecisionWord | None, typer.Option(help="Only attempts of which the review says this.")
+        DecisionName | None, typer.Option(help="Only attempts of which the review says this.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     full: Annotated[bool, typer.Option("--full", help="All attempts that change.")] = False,
@@ -112,7 +103,7 @@ def rescore(
     store = store_of(settings_for(output))
     try:
         rubric_of = _rubrics(rubric)
-        wanted = Selected(scene, task, decision.value if decision else None)
+        wanted = Selected(scene, task, decision)
         found = guard(lambda: score_again(store, rubric_of, wanted, write=not dry_run))
     except ConfigurationError as error:
         fail(str(error), 78)
@@ -155,6 +146,7 @@ def score_again(store: Store, rubric_of: RubricOf, wanted: Selected, *, write: b
 def reviewed_by(rubric: Rubric, trajectory: Trajectory, review: Review, tries: Tries) -> Review:
     """Return what the reviewer would have said by ``rubric``, with the judges it had.
 
+    They are trusted as they were: that they were measured by another rubric does not count here.
     What followed from the first review stays out: proposals, changes, and which attempt was best.
     """
     _, siblings = tries.around(trajectory)
@@ -192,7 +184,7 @@ def _decide(
         if review.accepted_by != "judges":
             return None, review.decision
         # That the judges agree stands; as there, the rubric decides whether it is good enough.
-        score = None if seen.rubric is None else 50 + round(50 * seen.rubric)
+        score = good(seen.rubric)
         return score, "human" if score is None or score < threshold else "accepted"
     if score is None:
         return None, "human"

@@ -1,4 +1,4 @@
-"""Whom the reviewer asks besides its own rules: judges, a model that suggests changes, the purse.
+"""Whom the reviewer asks besides its own rules: judges, and a model that suggests changes.
 
 A provider that is away is waited for, minutes at most in each of its outages: scores with a
 judge's grades and without them are not the same thing. After that, and where a budget is spent or

@@ -35,7 +35,9 @@ def gives_away(values: Iterable[JsonValue], task: Task) -> bool:
     """
     told = list(values)
     # A bare number is the value of a field, such as 512 MB: too short to be an answer told.
-    theirs = _Words((t for v in told for t in _texts(v)), (t for v in told for t in _written(v)))
+    theirs = _Words(
+        (t for v in told for t in _texts(v)), (t for v in told for t in _texts(v, numbers=False))
+    )
     given = [task.description, *_texts(task.constraints)]
     shown = _Words(given, given)
     return any(hint.within(theirs) and not hint.within(shown) for hint in _hidden(task))
@@ -194,35 +196,21 @@ def _row(plain: str) -> str:
     return f" {' '.join(_PUNCTUATION.sub(' ', plain).split())} "
 
 
-def _written(value: JsonValue) -> Iterator[str]:
-    """Yield every text in ``value``."""
+def _texts(value: JsonValue, *, numbers: bool = True) -> Iterator[str]:
+    """Yield every text in ``value``, and every number as text."""
     match value:
         case dict():
             for key, inner in value.items():
                 yield key
-                yield from _written(inner)
+                yield from _texts(inner, numbers=numbers)
         case list():
             for inner in value:
-                yield from _written(inner)
-        case str():
-            yield value
-        case _:
-            pass
-
-
-def _texts(value: JsonValue) -> Iterator[str]:
-    """Yield every text and number in ``value``, as text."""
-    match value:
-        case dict():
-            for key, inner in value.items():
-                yield key
-                yield from _texts(inner)
-        case list():
-            for inner in value:
-                yield from _texts(inner)
+                yield from _texts(inner, numbers=numbers)
         case str():
             yield value
         case bool() | None:
+            pass
+        case _ if not numbers:
             pass
         case float() if value.is_integer():
             yield str(int(value))

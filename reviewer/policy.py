@@ -14,9 +14,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from common import strict_yaml
 from common.failures import ConfigurationError
 from common.model import Contract, explain
 from common.review import Level, Proposal
@@ -319,8 +319,8 @@ _Entry = TypeVar("_Entry", Rule, Limit)
 
 def _read(path: Path) -> tuple[tuple[Rule, ...], dict[SceneName, dict[str, Limit]]]:
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = strict_yaml.parse(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {error}") from None
     if not isinstance(data, dict) or not {"version", "rules"} <= set(data) <= _PARTS:
         raise ConfigurationError(f"{path}: must hold `version`, `rules`, `limits`, nothing else")

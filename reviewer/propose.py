@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from common.llm.parse import name_of
 from common.review import Proposal
 from common.task import EXPECTED_TOOLS, MAX_STEPS
 from common.trajectory import StopReason, Trajectory
@@ -87,7 +88,7 @@ def _all_tools(trajectory: Trajectory) -> Iterator[Proposal]:
     """Show every tool of the scene to an agent that keeps asking for those it was not shown."""
     if trajectory.assignment.task.constraints.get("only_expected_tools") is not True:
         return
-    shown = {str(tool.get("function", {}).get("name")) for tool in trajectory.tools}
+    shown = {name_of(tool) for tool in trajectory.tools}
     known = {name for names in EXPECTED_TOOLS.values() for name in names}
     asked = [n for message in trajectory.messages for n in _asked_for(message)]
     hidden = [name for name in asked if name in known - shown]

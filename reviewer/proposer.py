@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import JsonValue, ValidationError
 
-from common.llm.parse import read_arguments
+from common.llm.parse import name_of, read_arguments
 from common.llm.request import mode_for
 from common.llm.types import ChatModel, ModelReply
 from common.review import Level, Proposal
@@ -204,7 +204,7 @@ def tools_of(trajectory: Trajectory) -> tuple[str, ...]:
 
     Other scenes have other tools, and none of theirs can be shown here.
     """
-    shown = {str(tool.get("function", {}).get("name")) for tool in trajectory.tools}
+    shown = {name_of(tool) for tool in trajectory.tools}
     return tuple(name for name, ours in EXPECTED_TOOLS.items() if shown.issuperset(ours))
 
 
@@ -216,7 +216,7 @@ def facts(trajectory: Trajectory) -> dict[str, JsonValue]:
         "scene": task.scene,
         "hints": list(assignment.hints),
         "expected_tools": list(task.expected_tools),
-        "tools_shown": [str(tool.get("function", {}).get("name")) for tool in trajectory.tools],
+        "tools_shown": [name_of(tool) for tool in trajectory.tools],
         "max_steps": task.max_steps,
         "timeout": task.timeout,
         "sampling": task.sampling.model_dump(mode="json", exclude_none=True),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.approvals import Approval, Wait, refusal_key
-from common.review import DecisionName, Group, JudgeReport, Proposal, Review
+from common.groups import Try
+from common.review import APART, DecisionName, Group, JudgeReport, Proposal, Review
 from common.revision import CannotApply, history_with, revised
 from common.task import Assignment, Change, digest
 from common.trajectory import Trajectory
@@ -15,11 +16,8 @@ from reviewer.judge.panel import agreed
 from reviewer.policy import Policy, Ruling
 from reviewer.propose import propose
 from reviewer.rubric import Rubric
-from reviewer.scoring import Assessment, assess
-from reviewer.signals import Sibling
+from reviewer.scoring import Assessment, assess, good
 
-_MAX_SPREAD = 1.0
-"""Points of five by which a judge's answers may differ before a person should look."""
 _POOR = 2.0
 
 
@@ -39,7 +37,7 @@ class Seen:
     """What there is besides the attempt itself."""
 
     group: Group | None = None
-    siblings: tuple[Sibling, ...] = ()
+    siblings: tuple[Try, ...] = ()
     """First tries at the same task."""
     report: JudgeReport | None = None
     trusted: bool = False
@@ -171,7 +169,7 @@ def _unverified(trajectory: Trajectory, found: Assessment, seen: Seen) -> _Verdi
     if not seen.trusted:
         why = f"{why}; its judges are not known to agree with verifiers (fleet judge calibrate)"
         return _Verdict("human", why, None)
-    score = 50 + round(50 * found.rubric) if found.rubric is not None else None
+    score = good(found.rubric)
     if score is None or score < threshold:
         return _Verdict("human", f"{why}; two judges agree, but its score is {score}", None)
     why = f"unverified; two judges agree that it was done; score {score} reaches {threshold}"
@@ -246,7 +244,7 @@ def second_look(
     if report is not None and report.missing is not None and trajectory.verdict.passed:
         return f"the judges were not heard on everything: {report.missing}"[:500]
     for one in report.judgements if report is not None else ():
-        if one.spread is not None and one.spread > _MAX_SPREAD:
+        if one.spread is not None and one.spread > APART:
             return f"{one.model} cannot make up its mind about {one.criterion}"
         if trajectory.verdict.passed and one.median is not None and one.median <= _POOR:
             return f"all checks passed, but {one.model} finds {one.criterion} poor"

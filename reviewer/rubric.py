@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from common import strict_yaml
 from common.failures import ConfigurationError
 from common.model import Contract, explain
 from common.task import SceneName, digest
@@ -117,15 +117,11 @@ class Rubric(Contract):
 def load(path: Path) -> Rubric:
     """Read one rubric. Raises `ConfigurationError` naming file, field or line, and reason."""
     try:
-        content = yaml.load(path.read_text("utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        content = strict_yaml.parse(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigurationError(f"rubric {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"rubric {path}: {_in_words(error)}") from None
-    except ValueError as error:  # not UTF-8, or a date that is none
+    except ValueError as error:  # not UTF-8, or no YAML
         raise ConfigurationError(f"rubric {path}: {error}") from None
-    except RecursionError:
-        raise ConfigurationError(f"rubric {path}: is nested too deeply") from None
     if not isinstance(content, dict):
         raise ConfigurationError(f"rubric {path}: holds no fields")
     try:
@@ -176,26 +172,3 @@ def rubrics(folder: Path | None = None) -> dict[str, Rubric]:
 @lru_cache(maxsize=64)
 def _as_of(path: Path, _changed: int, _size: int, _inode: int) -> Rubric:
     return load(path)
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a field that is there twice: YAML would take the last and drop the others."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _in_words(error: yaml.YAMLError) -> str:
-    """Return the line and what is wrong there."""
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}: " if mark else ""
-    return where + (getattr(error, "problem", None) or str(error).splitlines()[0])

@@ -1,21 +1,21 @@
 """Scores: the verifier decides which half of the scale, the rubric where in it.
 
-Failed: at most 49. Passed: 50 and half the rubric. Nothing verified: no score at all.
+Failed: at most 49. Passed: 50 and half the rubric. Nothing verified: no score; where judges accept
+it, 50 and half of what the signals say in the rubric (reviewer/review.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
+from common.groups import Try
 from common.review import Dimension, JudgeReport, Signal
 from common.trajectory import Trajectory, Verdict
+from reviewer.judge.tally import is_firm
 from reviewer.rubric import DimensionSpec, Rubric
-from reviewer.signals import Sibling, measure
+from reviewer.signals import measure
 
-_AGREE = 1.0
-"""Levels that votes, and judges, may be apart; beyond, they have no grade but a disagreement."""
 _LEVEL = 4.0
 """From the worst of five levels to the best."""
 _PARTLY_RIGHT = 0.7
@@ -53,7 +53,7 @@ def assess(
     trajectory: Trajectory,
     rubric: Rubric,
     *,
-    siblings: Sequence[Sibling] = (),
+    siblings: Sequence[Try] = (),
     report: JudgeReport | None = None,
 ) -> Assessment:
     """Measure one attempt by ``rubric``; ``report`` is what judges said, if they were asked.
@@ -97,17 +97,9 @@ def _part(spec: DimensionSpec, found: Mapping[str, Signal], report: JudgeReport 
 
 
 def _grade(criterion: str, report: JudgeReport) -> float | None:
-    """Return what the judges agree on, 1-5; None where they said nothing or disagree."""
-    grades = list(_grades(criterion, report))
-    if not grades or max(grades) - min(grades) > _AGREE:
-        return None
-    return median(grades)
-
-
-def _grades(criterion: str, report: JudgeReport) -> Iterator[float]:
-    for judgement in report.of(criterion):
-        if judgement.median is not None and (judgement.spread or 0.0) <= _AGREE:
-            yield judgement.median
+    """Return the grade, 1-5, of the one judge that `Panel.grade` asks; None where it has none."""
+    said = next(iter(report.of(criterion)), None)
+    return said.median if said is not None and is_firm(said) else None
 
 
 def _weighed(signal: Signal, weight: float) -> Signal:
@@ -131,10 +123,15 @@ def _dimension(part: _Part) -> Dimension:
     )
 
 
+def good(rubric: float | None) -> int | None:
+    """Return the score of what was found to be done: 50 and half the rubric."""
+    return None if rubric is None else 50 + round(50 * rubric)
+
+
 def _score(verdict: Verdict, rubric: float | None) -> int | None:
     if verdict.passed is None:
         return None
     if verdict.passed:
-        return None if rubric is None else 50 + round(50 * rubric)
+        return good(rubric)
     partly = _PARTLY_RIGHT * (verdict.reward or 0.0) + (1 - _PARTLY_RIGHT) * (rubric or 0.0)
     return min(49, round(49 * partly))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from common.groups import Try
 from common.review import Signal
 from common.trajectory import Trajectory
 from reviewer.grounding import grounded
@@ -25,34 +25,25 @@ _RECOVERED_AT_ONCE = 2
 """Failures in a row of one tool that its next success may make up for."""
 
 
-@dataclass(frozen=True)
-class Sibling:
-    """Another attempt at the same task."""
-
-    attempt_id: str
-    passed: bool | None
-    steps: int
-
-
-def measure(trajectory: Trajectory, siblings: Sequence[Sibling] = ()) -> dict[str, Signal]:
-    """Return each signal that this attempt has, by name."""
+def measure(trajectory: Trajectory, siblings: Sequence[Try] = ()) -> dict[str, Signal]:
+    """Return each signal that this attempt has, by name. ``siblings``: other tries at its task."""
     found = (measured(trajectory, siblings) for measured in _MEASURES.values())
     return {signal.name: signal for signal in found if signal is not None}
 
 
-def _wasted_steps(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal:
+def _wasted_steps(trajectory: Trajectory, _: Sequence[Try]) -> Signal:
     """Steps that failed."""
     failed = [step.step_id for step in trajectory.steps if not step.success]
     return _faults("wasted_steps", len(failed), len(trajectory.steps), failed)
 
 
-def _malformed(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal:
+def _malformed(trajectory: Trajectory, _: Sequence[Try]) -> Signal:
     """Answers that could not be read as a tool call."""
     bad = trajectory.malformed_answers
     return _faults("malformed", bad, len(trajectory.steps) + bad)
 
 
-def _repetition(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal:
+def _repetition(trajectory: Trajectory, _: Sequence[Try]) -> Signal:
     """Calls made again although nothing new had happened since the same call before.
 
     New is what succeeds with a result that this call has not had yet: a test run again after an
@@ -75,7 +66,7 @@ def _repetition(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal:
     return _faults("repetition", len(repeated), len(trajectory.steps), repeated)
 
 
-def _recovery(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal | None:
+def _recovery(trajectory: Trajectory, _: Sequence[Try]) -> Signal | None:
     """Failed steps that a success of the same tool made up for.
 
     A success makes up for the last failures of its tool in a row: one that took more tries was
@@ -95,19 +86,15 @@ def _recovery(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal | None:
     return _signal("recovery", recovered, recovered / len(failed), failed)
 
 
-def _grounding(trajectory: Trajectory, _: Sequence[Sibling]) -> Signal | None:
+def _grounding(trajectory: Trajectory, _: Sequence[Try]) -> Signal | None:
     """Values in arguments that come from something the agent was given, saw or wrote."""
     found = grounded(trajectory)
     return _signal("grounding", round(found[0], 4), found[0], found[1]) if found else None
 
 
-def _efficiency(trajectory: Trajectory, siblings: Sequence[Sibling]) -> Signal | None:
+def _efficiency(trajectory: Trajectory, siblings: Sequence[Try]) -> Signal | None:
     """Steps, against the fewest of the attempts at this task that passed."""
-    others = [
-        sibling.steps
-        for sibling in siblings
-        if sibling.passed and sibling.attempt_id != trajectory.attempt_id
-    ]
+    others = [sibling.steps for sibling in siblings if sibling.passed]
     if not (trajectory.verdict.passed and others):
         return None
     own = len(trajectory.steps)
@@ -115,7 +102,7 @@ def _efficiency(trajectory: Trajectory, siblings: Sequence[Sibling]) -> Signal |
     return _signal("efficiency", fewest, max(fewest, 1) / max(own, 1))
 
 
-_MEASURES: dict[str, Callable[[Trajectory, Sequence[Sibling]], Signal | None]] = {
+_MEASURES: dict[str, Callable[[Trajectory, Sequence[Try]], Signal | None]] = {
     "wasted_steps": _wasted_steps,
     "malformed": _malformed,
     "repetition": _repetition,

@@ -9,7 +9,6 @@ from common.groups import Try, group_of
 from common.review import Group
 from common.store import Store, StoreError
 from common.trajectory import Trajectory
-from reviewer.signals import Sibling
 
 _REMEMBERED = 8192
 """Attempts; a few hundred bytes each."""
@@ -26,7 +25,7 @@ class Tries:
         self._store = store
         self._read = lru_cache(maxsize=_REMEMBERED)(self._look)
 
-    def around(self, trajectory: Trajectory) -> tuple[Group | None, tuple[Sibling, ...]]:
+    def around(self, trajectory: Trajectory) -> tuple[Group | None, tuple[Try, ...]]:
         """Return the group a first try belongs to, and the other first tries at its task.
 
         No group for a task of one sample, and for revisions: they had help.
@@ -34,11 +33,7 @@ class Tries:
         if trajectory.assignment.task.samples < 2:
             return None, ()
         tries = self.first_tries(trajectory)
-        others = tuple(
-            Sibling(one.attempt_id, one.passed, one.steps)
-            for one in tries
-            if one.attempt_id != trajectory.attempt_id
-        )
+        others = tuple(one for one in tries if one.attempt_id != trajectory.attempt_id)
         return (group_of(tries) if trajectory.revision == 1 and tries else None), others
 
     def first_tries(self, trajectory: Trajectory) -> list[Try]:

@@ -53,10 +53,7 @@ class Kept:
         self._votes: OrderedDict[_Key, tuple[Vote, Usage]] = OrderedDict()
 
     def get(self, key: _Key) -> tuple[Vote, Usage] | None:
-        found = self._votes.get(key)
-        if found is not None:
-            self._votes.move_to_end(key)
-        return found
+        return self._votes.get(key)
 
     def put(self, key: _Key, vote: Vote, cost: Usage) -> None:
         self._votes[key] = vote, cost
@@ -208,10 +205,12 @@ class Judge:
                 if pause is None or asking.trouble is not None:
                     raise
                 wanted = min(error.retry_after or 0.0, _LONGEST_PAUSE)
-            await asyncio.sleep(max(pause, wanted))
+                await asyncio.sleep(max(pause, wanted))
+                if asking.trouble is not None:  # it came meanwhile
+                    raise
 
     def _key(self, trajectory: Trajectory, question: Question, window: Window, number: int) -> _Key:
-        asked = f"{question.criterion}: {question.text}"
+        asked = repr(question)  # all of it: rubrics are read again when they change
         return (
             trajectory.task_id, trajectory.attempt_id, self.name, asked, window.number, number,
         )  # fmt: skip

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,9 +21,11 @@ import orjson
 from pydantic import Field, ValidationError
 
 from common.agreement import auc, balanced_accuracy, cohen_kappa
+from common.failures import ConfigurationError, FleetError
 from common.llm.types import Source
 from common.logs import logger
 from common.model import Contract
+from common.queue.connection import ServerGone
 from common.review import Judgement
 from common.store import Store, StoreError
 from common.task import digest
@@ -40,6 +41,8 @@ _AT_ONCE = 8
 """Attempts asked about at the same time."""
 _LEAST = 10
 """Attempts; fewer say nothing about agreement."""
+_TROUBLE = (FleetError, ConfigurationError, ServerGone, StoreError, OSError)
+"""What may come between a judge and its answer, or between an answer and its file."""
 
 
 class Confusion(Contract):
@@ -66,8 +69,6 @@ class Calibration(Contract):
     """Rounds of each question."""
     n: int = Field(ge=0)
     """Attempts it gave a grade to."""
-    agree: int = Field(ge=0)
-    """Of these, where it said what the verifier had found."""
     balanced_accuracy: float | None = Field(ge=0, le=1)
     kappa: float | None = Field(ge=-1, le=1)
     """Null where it is not defined: fewer than 10 attempts, or all passed, or none."""
@@ -98,26 +99,23 @@ class Calibrations:
     """All calibrations of a store."""
 
     def __init__(self, root: Path) -> None:
+        self._store = Store(root)
         self._folder = root / "calibrations"
 
-    def find(
-        self, scene: str, judge: str, rubric: Rubric, prompt: str = PROMPT_SHA256
-    ) -> Calibration | None:
-        """Return the calibration that holds for this rubric and this wording."""
+    def find(self, scene: str, judge: str, rubric: Rubric) -> Calibration | None:
+        """Return the calibration that holds for this rubric and the questions' wording of today."""
         found = self._read(self.path(scene, judge))
         if found is None or (found.scene, found.judge) != (scene, judge):
             return None
-        held = (found.rubric_sha256, found.prompt_sha256) == (rubric.sha256, prompt)
+        held = (found.rubric_sha256, found.prompt_sha256) == (rubric.sha256, PROMPT_SHA256)
         return found if held else None
 
-    def trusted(
-        self, scene: str, judge: str, rubric: Rubric, *, floor: float, votes: int = 3
-    ) -> bool:
+    def trusted(self, scene: str, judge: str, rubric: Rubric, *, floor: float, votes: int) -> bool:
         """May this judge's word count alone? Only if it was measured, and reached the floor."""
         return self.objection(scene, judge, rubric, floor=floor, votes=votes) is None
 
     def objection(
-        self, scene: str, judge: str, rubric: Rubric, *, floor: float, votes: int = 3
+        self, scene: str, judge: str, rubric: Rubric, *, floor: float, votes: int
     ) -> str | None:
         """Return why a judge is not trusted, in words for a person; None if it is.
 
@@ -148,7 +146,7 @@ class Calibrations:
         """Keep a calibration in the place of the last one. Raises `StoreError`."""
         path = self.path(calibration.scene, calibration.judge)
         data = orjson.dumps(calibration.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
-        _put(path, data)
+        self._store.put(path, data)
         return path
 
     def path(self, scene: str, judge: str) -> Path:
@@ -227,23 +225,29 @@ async def calibrate(
 
     Answers are kept as they come, and taken from there the next time. An attempt that the provider
     refuses is an answer that could not be read. Raises what else `ChatModel.complete` raises, and
-    `StoreError`.
+    `StoreError`, once the attempts under way have been answered.
     """
     answers = Calibrations(store.root).answers(scene, judge.name)
     slots = asyncio.Semaphore(_AT_ONCE)
+    given, trouble = list[Answer](), list[Exception]()
 
-    async def one(candidate: Candidate) -> Answer:
+    async def one(candidate: Candidate) -> None:
         async with slots:
-            answer = await _answer(judge, rubric, candidate, store, answers)
+            if trouble:
+                return
+            try:
+                given.append(await _answer(judge, rubric, candidate, store, answers))
+            except _TROUBLE as error:
+                trouble.append(error)  # not raised here: that would cancel calls that are paid for
+                return
         told()
-        return answer
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(candidate)) for candidate in chosen]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return measured(judge, scene, rubric, [task.result() for task in tasks], at=time.time())
+    async with asyncio.TaskGroup() as group:
+        for candidate in chosen:
+            group.create_task(one(candidate))
+    if trouble:
+        raise trouble[0]
+    return measured(judge, scene, rubric, given, at=time.time())
 
 
 async def _answer(
@@ -296,7 +300,6 @@ def measured(
         prompt_sha256=PROMPT_SHA256,
         votes=judge.votes,
         n=len(pairs),
-        agree=sum(said == passed for said, passed in pairs),
         balanced_accuracy=balanced_accuracy(pairs),
         kappa=cohen_kappa(pairs) if defined else None,
         auc=auc([median for _, median in graded], [a.passed for a, _ in graded]),
@@ -315,17 +318,3 @@ def measured(
 
 def _file_name(scene: str, judge: str) -> str:
     return f"{scene}--{quote(judge, safe=':@+ ')}"  # a model's name may hold a slash
-
-
-def _put(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: {error.strerror or error}") from None

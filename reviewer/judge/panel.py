@@ -92,7 +92,8 @@ class Panel:
 def agreed(report: JudgeReport) -> bool:
     """Do two different models, none of which acted, say that the task was done?
 
-    Each with a median of 4 or more, rounds at most one level apart, and a vote in most rounds.
+    Each with a median of 4 or more, which takes a vote in most rounds, and rounds at most one level
+    apart.
     """
     said = report.of(OUTCOME)
     models = {kin(one.model.partition(":")[2] or one.model) for one in said}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from common.review import Judgement, Vote
+from common.review import APART, Judgement, Vote
 from reviewer.judge.windows import Window
 from reviewer.rubric import OUTCOME
 
@@ -18,8 +18,6 @@ Kind = Literal["vote", "unknown", "invalid"]
 
 _GOOD = 4.0
 """The level of `outcome` from which a judge says that the task was done."""
-_APART = 1.0
-"""The most by which the rounds of one judge may differ for its word to count alone."""
 _AT_ODDS = 2
 """Windows of one round that differ by more are no detail: the round has no one view."""
 
@@ -86,14 +84,8 @@ def says_done(judgement: Judgement) -> bool:
 
 
 def is_firm(judgement: Judgement) -> bool:
-    """Do the rounds of `outcome` differ by one level at most, and did most of them vote?"""
-    by_round: dict[int, list[Vote]] = {}
-    for vote in judgement.votes:
-        by_round.setdefault(vote.round, []).append(vote)
-    windows = max((vote.window for vote in judgement.votes), default=0)
-    voted = sum(_is_whole(votes, windows) for votes in by_round.values())
-    most = not by_round or 2 * voted > len(by_round)
-    return most and judgement.spread is not None and judgement.spread <= _APART
+    """Do the rounds that voted say nearly the same?"""
+    return judgement.spread is not None and judgement.spread <= APART
 
 
 def kind_of(vote: Vote) -> Kind:

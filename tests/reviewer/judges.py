@@ -21,6 +21,7 @@ from common.task import Sampling
 from common.trajectory import Observation, Step, Trajectory, Usage
 from reviewer.judge.panel import Panel
 from reviewer.judge.vote import GRADE
+from reviewer.proposer import PROPOSE
 from reviewer.rubric import Rubric
 from tests.exporters.attempts import attempt
 from tests.helpers import task
@@ -116,7 +117,7 @@ class Model:
         self, messages: list[Message], tools: list[Message], sampling: Sampling, *,
         deadline: float, headers: Headers | None = None, account: str = "",
     ) -> ModelReply:  # fmt: skip
-        assert tools == [GRADE]
+        assert tools in ([GRADE], [PROPOSE])
         assert deadline > 0
         self.asked.append((messages, sampling))
         self.accounts.add(account)

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from common.llm.types import ModelRefused, ModelUnavailable
-from common.store import Store
+from common.llm.types import ModelMisconfigured, ModelRefused, ModelUnavailable
+from common.store import Store, StoreError
 from common.task import Assignment, Task
 from common.trajectory import Agent, EnvironmentInfo, Trajectory, Verdict
-from reviewer.judge import asking
+from reviewer.judge import asking, calibration
 from reviewer.judge.asking import Judge
 from reviewer.judge.calibration import Calibration, Calibrations, calibrate
 from reviewer.judge.candidates import candidates, sample
-from reviewer.judge.prompt import PROMPT_SHA256
 from tests.exporters.attempts import review_of
+from tests.helpers import eventually
 from tests.reviewer.judges import RUBRIC, Model, acted, grade, other_rubric, parted
 
 PASSED = Verdict(passed=True, reward=1.0)
@@ -77,7 +77,7 @@ async def test_a_calibration_is_what_counting_by_hand_gives(store: Store) -> Non
     failed = [(False, 1)] * 4 + [(False, 3)] * 2 + [(False, 5)] * 2
     fill(store, *passed, *failed, (True, 0), (False, 0), (False, 9))
     found = await measure(store)
-    assert (found.n, found.agree, found.unknown, found.invalid) == (16, 13, 2, 1)
+    assert (found.n, found.unknown, found.invalid) == (16, 2, 1)
     confusion = found.confusion
     assert (confusion.done_passed, confusion.undone_passed) == (7, 1)
     assert (confusion.done_failed, confusion.undone_failed) == (2, 6)
@@ -168,11 +168,11 @@ async def test_an_attempt_that_the_provider_refuses_is_an_answer_and_not_the_end
 
 
 async def test_a_judge_is_trusted_for_the_scene_rubric_and_questions_it_was_measured_with(
-    store: Store,
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store, *[(True, 5), (False, 1)] * 6, (False, 4))
     calibrations = Calibrations(store.root)
-    assert not calibrations.trusted("code", "p:judge", RUBRIC, floor=0)
+    assert not calibrations.trusted("code", "p:judge", RUBRIC, floor=0, votes=1)
     found = await measure(store)
     calibrations.write(found)
     assert found.kappa is not None
@@ -185,10 +185,21 @@ async def test_a_judge_is_trusted_for_the_scene_rubric_and_questions_it_was_meas
     assert not calibrations.trusted("web", "p:judge", RUBRIC, floor=0.6, votes=1)
     assert not calibrations.trusted("code", "p:judge", other_rubric(), floor=0.6, votes=1)
     assert not calibrations.trusted("code", "p:judge", RUBRIC, floor=0.6, votes=5)
-    objection = calibrations.objection("code", "p:judge", RUBRIC, floor=0.6)
+    objection = calibrations.objection("code", "p:judge", RUBRIC, floor=0.6, votes=3)
     assert objection == "measured with FLEET_JUDGE_VOTES=1, and now it is 3"
-    assert calibrations.find("code", "p:judge", RUBRIC, "other") is None
-    assert calibrations.find("code", "p:judge", RUBRIC, PROMPT_SHA256) == found
+    assert calibrations.find("code", "p:judge", RUBRIC) == found
+    monkeypatch.setattr(calibration, "PROMPT_SHA256", "of other words")
+    assert calibrations.find("code", "p:judge", RUBRIC) is None
+
+
+async def test_a_calibration_that_cannot_be_kept_says_what_to_do(store: Store) -> None:
+    fill(store, (True, 5), (False, 1))
+    found = await measure(store)
+    elsewhere = Store(store.root / "elsewhere")
+    elsewhere.root.mkdir()
+    (elsewhere.root / "calibrations").write_text("in the way")
+    with pytest.raises(StoreError, match="move it, or set FLEET_OUTPUT elsewhere"):
+        Calibrations(elsewhere.root).write(found)
 
 
 async def test_a_calibration_that_cannot_be_read_trusts_nobody(store: Store) -> None:
@@ -229,6 +240,26 @@ async def test_what_was_answered_is_never_asked_again(
     assert once_more.asked == []
     await measure(store, judge(once_more, votes=2))  # other rounds are another question
     assert len(once_more.asked) == 24
+
+
+async def test_a_call_that_fails_takes_none_of_those_under_way_with_it(store: Store) -> None:
+    fill(store, *[(True, 5), (False, 1)] * 6)
+    answered: list[int] = []
+
+    def says(messages: list[dict[str, Any]], seed: int) -> Any:
+        answered.append(seed)
+        return ModelMisconfigured("401") if len(answered) == 1 else as_shown(messages, seed)
+
+    model = Model(says)
+    model.held = asyncio.Event()
+    measuring = asyncio.create_task(measure(store, judge(model)))
+    await eventually(lambda: len(model.asked) == 8 and len(answered) == 1, "the first has failed")
+    model.held.set()
+    with pytest.raises(ModelMisconfigured):
+        await measuring
+    assert (len(model.asked), model.cancelled) == (8, 0)
+    path = next((store.root / "calibrations" / "answers").iterdir())
+    assert len(path.read_bytes().splitlines()) == 7
 
 
 async def test_attempts_under_way_are_kept_when_the_command_is_ended(store: Store) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from common.llm.types import ModelRefused, ModelUnavailable
+from common.metrics import Metrics
 from common.trajectory import Trajectory, Verdict
 from reviewer import counsel as module
 from reviewer.counsel import Counsel
@@ -32,26 +33,31 @@ def judged_by(says: Any, **more: Any) -> tuple[Counsel, Model]:
 
 
 async def test_a_judge_that_comes_back_is_waited_for() -> None:
-    away = iter([True] * 20)
+    away, metrics = iter([True] * 20), Metrics()
 
     def says(*_: Any) -> Any:
         return ModelUnavailable("away") if next(away, False) else grade(5)
 
-    counsel, _ = judged_by(says, patience=60.0)
+    counsel, _ = judged_by(says, patience=60.0, metrics=metrics)
     report = await asyncio.wait_for(counsel.report(attempt(), RUBRIC), 20)
     assert report is not None and report.missing is None
     assert {j.median for j in report.judgements} == {5}
+    votes = metrics.registry.get_sample_value("fleet_judge_answers_total", {"result": "vote"})
+    assert votes == len(report.judgements)
 
 
 async def test_an_outage_without_end_holds_reviews_up_once_and_is_told() -> None:
-    counsel, model = judged_by(lambda *_: ModelUnavailable("away"), patience=0.0)
+    counsel, model = judged_by(lambda *_: ModelUnavailable("away"), patience=0.5)
+    asked = []
     for _ in range(3):
+        before = len(model.asked)
         report = await asyncio.wait_for(counsel.report(attempt(), RUBRIC), 20)
+        asked.append(len(model.asked) - before)
         assert report is not None and report.missing is not None
         assert "away" in report.missing
         said = of(attempt(), report=report).review
         assert said.second_look is not None and "not heard" in said.second_look
-    assert model.asked
+    assert asked[1] == asked[2] < asked[0]
 
 
 async def test_a_judge_that_refuses_is_no_vote_and_a_person_should_look() -> None:
@@ -60,6 +66,14 @@ async def test_a_judge_that_refuses_is_no_vote_and_a_person_should_look() -> Non
     assert report is not None and report.missing is not None
     assert all(j.median is None for j in report.judgements)
     assert of(attempt(), report=report).review.second_look is not None
+
+
+async def test_what_became_of_a_models_suggestions_is_counted() -> None:
+    metrics = Metrics()
+    counsel = Counsel(proposer=Model(lambda *_: "no list"), metrics=metrics)
+    assert await counsel.suggestions(attempt(FAILED)) == ()
+    counted = metrics.registry.get_sample_value
+    assert counted("fleet_suggestions_total", {"result": "unreadable"}) == 1
 
 
 async def test_nobody_asks_a_judge_about_what_failed_or_was_scripted() -> None:

@@ -12,6 +12,7 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
+from common.only_one import only_one
 from common.queue.connection import Server
 from common.queue.control import Who
 from common.queue.embedded import EmbeddedServer
@@ -28,7 +29,7 @@ Run = Callable[..., tuple[int, str]]
 KEYS = ("GEMINI_API_KEY", "DEEPSEEK_API_KEY", "OPENAI_API_KEY", "DASHSCOPE_API_KEY")
 
 
-def fill(root: Path, count: int) -> None:
+def fill(root: Path, count: int, **fields: Any) -> None:
     """Keep attempts of which one in two passed; one that failed looks as if it had."""
     store = Store(root)
     for number in range(count):
@@ -41,6 +42,7 @@ def fill(root: Path, count: int) -> None:
             assignment=Assignment(task=task(f"t-{number}")),
             revision=1,
             verdict=Verdict(passed=passed, reward=float(passed)),
+            **fields,
         )
         store.write_attempt(trajectory)
         store.write_review(review_of(trajectory))
@@ -126,6 +128,32 @@ def test_a_stand_in_is_measured_and_not_trusted(
     fill(tmp_path / "output", 14)
     judge.fingerprint = "standin"
     assert "no: a stand-in answered" in run("calibrate")[1]
+
+
+@pytest.mark.parametrize(
+    ("others", "told"), [(0, "all on its own work"), (4, "10 of 14 on its own work")]
+)
+def test_who_was_measured_on_its_own_work_is_told_as_such(
+    run: Run, tmp_path: Path, others: int, told: str
+) -> None:
+    fill(tmp_path / "output", 14, agent=Agent(kind="llm", model="small", provider="custom"))
+    fill(tmp_path / "output", others)
+    code, said = run("calibrate", "--judge", "custom:small,custom:large")
+    assert code == 0, said
+    for shown in (said, run("show")[1]):
+        assert f"│ 0 │ 0 │ yes, {told} │" in shown
+        assert "│ 0 │ 0 │ yes │" in shown
+
+
+def test_one_at_a_time_measures_in_a_folder(run: Run, judge: JudgeServer, tmp_path: Path) -> None:
+    fill(tmp_path / "output", 4)
+    folder = tmp_path / "output" / "calibrations"
+    folder.mkdir()
+    with only_one(folder / ".lock", patience=0):
+        code, said = run("calibrate")
+    assert (code, judge.bodies) == (78, [])
+    assert "another process is still at work" in said
+    assert run("calibrate")[0] == 0
 
 
 def test_what_was_measured_with_other_votes_is_told_as_such(
@@ -218,10 +246,13 @@ def test_the_fleets_budget_pays_for_calibration_and_ends_it(
     assert len(judge.bodies) == asked
 
 
-def test_the_address_of_a_fleet_that_is_gone_is_no_obstacle(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [{"url": "redis://127.0.0.1:1/0", "pid": 1}, {"pid": 1}])
+def test_the_address_of_a_fleet_that_is_gone_is_no_obstacle(
+    run: Run, tmp_path: Path, left: dict[str, Any]
+) -> None:
     fill(tmp_path / "output", 12)
-    left = tmp_path / "output" / ".fleet" / "server.json"
-    left.parent.mkdir()
-    left.write_text(json.dumps({"url": "redis://127.0.0.1:1/0", "pid": 1}))
+    file = tmp_path / "output" / ".fleet" / "server.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(left))
     code, said = run("calibrate")
     assert code == 0, said

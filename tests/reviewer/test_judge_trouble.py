@@ -14,11 +14,13 @@ from common.review import Vote
 from common.trajectory import Usage
 from reviewer.judge import asking
 from reviewer.judge.panel import agreed
+from reviewer.rubric import Rubric
 from tests.helpers import eventually
 from tests.reviewer.judges import (
     RUBRIC,
     Model,
     acted,
+    criterion_of,
     grade,
     panel,
 )
@@ -74,6 +76,37 @@ async def test_a_provider_that_stays_away_goes_up_and_what_was_answered_is_kept(
     assert (says.calls, again.usage.calls) == (made + 10, 6)
 
 
+async def test_what_was_answered_by_other_levels_is_asked_anew() -> None:
+    says = Failing(ModelUnavailable("502"), 2, 3, 4)
+    asked = panel(Model(says))
+    with pytest.raises(ModelUnavailable):
+        await asked.outcome(acted("1"), RUBRIC)
+    levels = {n: f"level {n} of another rubric" for n in range(1, 6)}
+    said = RUBRIC.model_dump()
+    changed = Rubric.model_validate({**said, "outcome": {**said["outcome"], "anchors": levels}})
+    report = await asked.outcome(acted("1"), changed)
+    assert (says.calls, report.usage.calls) == (4 + 3, 3)
+
+
+@pytest.mark.parametrize(("away", "pause"), [("errors", 60.0), ("tools", 0.0)])
+async def test_who_is_away_is_not_asked_again_once_another_call_came_to_nothing(
+    monkeypatch: pytest.MonkeyPatch, away: str, pause: float
+) -> None:
+    """Nor waited for, where the other call, about tools, came to nothing first."""
+    monkeypatch.setattr(asking, "_PAUSES", (pause, pause))
+
+    def says(messages: list[dict[str, Any]], _: int) -> Any:
+        if criterion_of(messages) == away:
+            return ModelUnavailable("502")
+        return ModelMisconfigured("401")
+
+    model = Model(says)
+    async with asyncio.timeout(20):
+        with pytest.raises(ModelMisconfigured):
+            await panel(model).grade(acted("1"), RUBRIC)
+    assert len(model.asked) == 2
+
+
 async def test_one_judge_that_is_away_costs_the_other_nothing() -> None:
     away = Failing(ModelUnavailable("502"), 1, 2, 3)
     there, other = Model(), Model(away, model="other")
@@ -123,6 +156,7 @@ def test_votes_are_kept_for_so_many_and_the_oldest_go_first() -> None:
     one = Vote(round=1, window=1, score=5)
     keys = [("t", f"a{n}", "p:judge", "outcome", 1, 1) for n in range(3)]
     for key in keys:
+        kept.get(keys[0])  # reading makes it no younger
         kept.put(key, one, Usage())
     assert [kept.get(key) is not None for key in keys] == [False, True, True]
 

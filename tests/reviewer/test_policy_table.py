@@ -88,6 +88,14 @@ def test_a_file_that_is_no_table_is_refused_by_name(tmp_path: Path, text: str) -
         Policy.load(tmp_path / "none.yaml")
 
 
+def test_what_stands_twice_is_refused_by_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    table = yaml.safe_dump({"version": 1, "rules": [entry()]}, sort_keys=False)
+    file.write_text(table + "  level: green\n")
+    with pytest.raises(ConfigurationError, match=r"policy\.yaml: .*line 8: 'level' is there twice"):
+        Policy.load(file)
+
+
 @pytest.mark.parametrize("red", ALWAYS_RED)
 def test_no_table_can_make_verifiers_limits_and_budgets_less_than_red(
     tmp_path: Path, red: str

@@ -180,6 +180,7 @@ def ran(status: Status, stderr: str = "") -> str:
         ("memory_mb", ran("oom")),
         ("memory_mb", ran("error", "Traceback:\nMemoryError")),
         ("memory_mb", ran("error", "numpy._core._exceptions._ArrayMemoryError: Unable")),
+        ("memory_mb", "error: sandbox s ran out of memory and is gone: x"),
         ("disk_mb", ran("error", "OSError: [Errno 28] No space left on device")),
         ("disk_mb", "error: cannot write big: No space left on device"),
         ("pids", ran("pids_limit")),

@@ -141,6 +141,14 @@ def test_decisions_follow_the_new_scores_and_the_reviews_stay(store: Store, run:
     assert files(store) == after  # to the byte
 
 
+def test_what_a_person_should_have_looked_at_may_be_too_bad_for_that_now(
+    store: Store, run: Run
+) -> None:
+    keep(store, "unsure", failing=2, decision="human", score=None)
+    run("--rubric", strict(store.root.parent / "rubrics"))
+    assert (rescored(store, "unsure").score, rescored(store, "unsure").decision) == (75, "rejected")
+
+
 def test_two_rubrics_of_one_name_lie_beside_each_other(store: Store, run: Run) -> None:
     keep(store, "t")
     folder = store.root.parent / "rubrics"

@@ -11,13 +11,14 @@ from typing import Any
 
 import orjson
 
+from common.audit import read
 from common.metrics import Metrics
 from common.queue.committer import Committer, Done
 from common.queue.connection import Server
 from common.queue.control import Who
 from common.queue.scene_queue import SceneQueue
 from common.quota.budgets import BudgetWatch, read_budgets, set_budget
-from common.review import Proposal, Review
+from common.review import Judgement, JudgeReport, Proposal, Review
 from common.serve import Health
 from common.settings import load
 from common.store import Store
@@ -27,7 +28,7 @@ from reviewer.counsel import Counsel
 from reviewer.judge.calibration import Calibration, Calibrations
 from reviewer.judge.prompt import PROMPT_SHA256
 from reviewer.reviewer import Reviewer
-from reviewer.rubric import rubric_for
+from reviewer.rubric import Rubric, rubric_for
 from tests.e2e.fleet import process
 from tests.exporters.attempts import attempt
 from tests.helpers import eventually, task, units
@@ -68,10 +69,12 @@ async def review_of(store: Store, name: str) -> Review:
 
 @asynccontextmanager
 async def reviewing(
-    server: Server, output: Path, metrics: Metrics | None = None, **more: Any
+    server: Server, output: Path, metrics: Metrics | None = None, ttl: float = 60.0, **more: Any
 ) -> AsyncIterator[None]:
-    """A reviewer in this process, until the block ends."""
-    settings = load(lease=2.0, redis_url=server.url, output=output, ask_people="early")
+    """A reviewer in this process, until the block ends. ``ttl``: of what people are asked."""
+    settings = load(
+        lease=2.0, redis_url=server.url, output=output, ask_people="early", approval_ttl=ttl
+    )
     draining = asyncio.Event()
     reviewer = Reviewer(
         settings, server, Store(output), ["code"], metrics or Metrics(), Health(), consumer="r",
@@ -100,6 +103,7 @@ async def test_nothing_is_sent_back_that_no_budget_could_pay_for(
         await watch.close()
     assert said.decision == "rejected"
     assert "no other attempt can be paid for" in said.reason
+    assert [line["decision"] for line in read(tmp_path)] == ["rejected"], "copied as it ended"
 
 
 class Suggesting(Counsel):
@@ -118,7 +122,7 @@ class Suggesting(Counsel):
 def calibration(judge: str, kappa: float | None) -> Calibration:
     return Calibration.model_validate(
         {
-            "scene": "code", "judge": judge, "source": "api", "votes": 3, "n": 12, "agree": 10,
+            "scene": "code", "judge": judge, "source": "api", "votes": 3, "n": 12,
             "rubric_sha256": rubric_for("code").sha256, "prompt_sha256": PROMPT_SHA256,
             "balanced_accuracy": 0.8, "kappa": kappa, "auc": 0.9, "unknown": 0, "invalid": 0,
             "confusion": {}, "at": 1.0,
@@ -185,3 +189,41 @@ async def test_a_judges_calls_are_counted_and_bounded_by_the_fleet(
     assert "budget" in unpaid.judge.missing
     assert unpaid.second_look is not None
     assert len(standin.of("@grade")) == calls
+
+
+class Agreeing(Counsel):
+    """Two judges that like everything."""
+
+    silent = False
+
+    async def report(self, trajectory: Trajectory, rubric: Rubric) -> JudgeReport:
+        said = (
+            Judgement(criterion="outcome", model=name, median=5.0, spread=0.0)
+            for name in ("p:good", "q:fine")
+        )
+        return JudgeReport(judgements=tuple(said))
+
+
+async def test_judges_that_agree_accept_nothing_until_they_were_measured(
+    server: Server, tmp_path: Path
+) -> None:
+    store, known = Store(tmp_path), Calibrations(tmp_path)
+    for name, expected in (("before", "human"), ("after", "accepted")):
+        await committed(server, store, [name], Verdict(passed=None))
+        async with reviewing(server, tmp_path, counsel=Agreeing(calibrations=known)):
+            assert (await review_of(store, name)).decision == expected
+        for judge in ("p:good", "q:fine"):
+            known.write(calibration(judge, 0.7))
+
+
+async def test_what_nobody_decided_in_time_goes_on_without_them(
+    server: Server, tmp_path: Path
+) -> None:
+    store, metrics = Store(tmp_path), Metrics()
+    await committed(server, store, ["failed"], FAILED)
+    async with reviewing(server, tmp_path, counsel=Suggesting(), ttl=0.01):
+        assert (await review_of(store, "failed")).decision == "waiting"
+    async with reviewing(server, tmp_path, metrics):
+        await eventually(
+            lambda: any(line.get("state") == "expired" for line in read(tmp_path)), "it is over"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,6 +166,7 @@ def test_what_is_typed_and_is_not_utf8_is_asked_for_again(store: Store) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fleet", "review", "next", "--output", store.root],
         input=b"\xe9\nfail\n20\nunsafe\ncaf\xe9\nit was sent\n", capture_output=True, timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},  # as most terminals; C is lenient
     )  # fmt: skip
     assert (done.returncode, "is not UTF-8" in done.stdout.decode()) == (0, True), done
     (label,) = store.labels_of("t", FIRST)
@@ -205,7 +207,7 @@ def test_damaged_files_are_named_and_passed_over(store: Store, run: Run) -> None
     assert "is not a label" in shown
 
 
-def judged(*medians: float) -> JudgeReport:
+def judged(*medians: float | None) -> JudgeReport:
     votes = (Judgement(criterion="outcome", model=f"m{n}", median=m) for n, m in enumerate(medians))
     return JudgeReport(judgements=tuple(votes))
 
@@ -218,11 +220,12 @@ def test_agreement_is_measured_between_people_checks_judges_and_the_reviewer(
     keep(store, "missed", passed=False, decision="rejected", score=20, judge=judged(4, 5))
     keep(store, "wrong", passed=False, decision="rejected", score=20)
     keep(store, "open", passed=None, decision="human", score=None, judge=judged(2, 3))
-    keep(store, "judges", passed=None, score=90, accepted_by="judges")
+    keep(store, "judges", passed=None, score=90, accepted_by="judges", judge=judged(5, 4))
+    keep(store, "apart", passed=None, decision="human", score=None, judge=judged(5, 3, None))
     assert "nobody has labelled" in run("agreement")[1]
     for task_id, ana, bo in (
         ("right", "pass", "pass"), ("missed", "pass", "fail"), ("wrong", "fail", "fail"),
-        ("open", "fail", "unsure"), ("judges", "pass", None),
+        ("open", "fail", "unsure"), ("judges", "pass", None), ("apart", "unsure", "fail"),
     ):  # fmt: skip
         assert run("label", task_id, FIRST, "--verdict", ana)[0] == 0
         if bo:
@@ -231,7 +234,7 @@ def test_agreement_is_measured_between_people_checks_judges_and_the_reviewer(
     code, shown = run("agreement", "--json")
     told = json.loads(shown)
     compared = {one["raters"]: one for one in told["compared"]}
-    assert (code, told["labels"], told["unsure"], told["attempts"]) == (0, 9, 1, 5)
+    assert (code, told["labels"], told["unsure"], told["attempts"]) == (0, 11, 2, 6)
     verifier = compared["person and verifier"]
     # (verifier, person): ++ ++ -+ -- -- --
     assert (verifier["n"], verifier["agreement"]) == (6, pytest.approx(5 / 6))
@@ -240,15 +243,22 @@ def test_agreement_is_measured_between_people_checks_judges_and_the_reviewer(
     (disagreement,) = verifier["disagreements"]
     assert disagreement["task_id"] == "missed"
     assert list(disagreement["says"].values()) == ["pass", "fail"]
-    # right twice, missed twice, open once, judges once
-    assert [compared["person and judge"][k] for k in ("n", "agreement")] == [6, 5 / 6]
+    # Each judge for itself: right four times, missed four, open twice, judges twice, apart twice
+    judges = compared["person and judge"]
+    assert (judges["n"], judges["agreement"]) == (14, pytest.approx(11 / 14))
+    said_by = [(one["task_id"], one["says"]) for one in judges["disagreements"]]
+    assert said_by == [
+        ("apart", {"bo@lab": "fail", "m0": "pass"}),
+        ("missed", {"bo@lab": "fail", "m0": "pass"}),
+        ("missed", {"bo@lab": "fail", "m1": "pass"}),
+    ]
     assert compared["person and reviewer"]["n"] == 7
     people = compared["person and person"]
     assert (people["n"], people["agreement"], people["balanced_accuracy"]) == (
         3, pytest.approx(2 / 3), None,
     )  # fmt: skip
     table = run("agreement")[1]
-    assert "person and verifier" in table and "missed" in table and "9 labels" in table
+    assert "person and verifier" in table and "missed" in table and "11 labels" in table
 
 
 def test_failure_types_fit_into_a_label() -> None:

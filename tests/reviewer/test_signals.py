@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.groups import Try
 from common.review import Signal
 from common.task import Assignment
 from common.trajectory import Action, Observation, Step, Trajectory, Verdict
 from reviewer.grounding import grounded
-from reviewer.signals import ALWAYS, SIGNALS, Sibling, measure
+from reviewer.signals import ALWAYS, SIGNALS, measure
 from tests.exporters.attempts import attempt
 from tests.helpers import task
 
@@ -63,6 +64,10 @@ def made_of(*steps: Step, description: str = "Do it.", **fields: Any) -> Traject
     )
 
 
+def tried(passed: bool | None, steps: int) -> Try:
+    return Try("other", passed, None, steps)
+
+
 def of(name: str, *steps: Step, **fields: Any) -> Signal | None:
     return measure(made_of(*steps, **fields)).get(name)
 
@@ -73,7 +78,7 @@ def test_signals_are_points_with_steps_that_exist_and_the_same_each_time(
     steps: list[Step], malformed: int, passed: bool | None
 ) -> None:
     trajectory = made_of(*steps, malformed_answers=malformed, verdict=Verdict(passed=passed))
-    siblings = [Sibling("other", True, 3)]
+    siblings = [tried(True, 3)]
     found = measure(trajectory, siblings)
     assert set(SIGNALS) >= found.keys() >= ALWAYS
     assert all(signal.name == name for name, signal in found.items())
@@ -317,18 +322,17 @@ def test_efficiency_is_against_the_fewest_steps_of_those_that_passed() -> None:
     four = [step(n, path=str(n)) for n in range(1, 5)]
     passed = made_of(*four, verdict=Verdict(passed=True, reward=1.0))
 
-    def against(*siblings: Sibling, who: Trajectory = passed) -> float | None:
+    def against(*siblings: Try, who: Trajectory = passed) -> float | None:
         found = measure(who, siblings).get("efficiency")
         return found.points if found else None
 
-    fails, itself = Sibling("f", False, 1), Sibling(passed.attempt_id, True, 1)
     assert against() is None
-    assert against(fails, Sibling("u", None, 1), itself) is None
-    assert against(fails, Sibling("a", True, 3), Sibling("b", True, 9)) == 0.75
-    assert against(Sibling("b", True, 9)) == 1
-    assert against(Sibling("z", True, 0)) == 0.25
+    assert against(tried(False, 1), tried(None, 1)) is None
+    assert against(tried(False, 1), tried(True, 3), tried(True, 9)) == 0.75
+    assert against(tried(True, 9)) == 1
+    assert against(tried(True, 0)) == 0.25
     failed = passed.model_copy(update={"verdict": Verdict(passed=False)})
-    assert against(Sibling("a", True, 3), who=failed) is None
+    assert against(tried(True, 3), who=failed) is None
 
 
 # -- speed ----------------------------------------------------------------------------------------
