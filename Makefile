@@ -14,9 +14,11 @@ demo:  ## 24 tasks, a real model, real jails: trajectories, reviews and an SFT f
 	@scripts/setup.sh embedded
 	@scripts/demo.sh $(DEMO)
 
-test:  ## the whole test suite
+# Tests wait more than they work.
+AT_ONCE := 3
+test:  ## the whole test suite, three tests at a time (AT_ONCE=1: one after the other)
 	@scripts/setup.sh dev
-	$(V)/pytest
+	$(V)/pytest -n $(AT_ONCE) --dist worksteal
 
 test-docker:  ## what needs Docker: both other back-ends for real, the worker in a container (as root)
 	@scripts/setup.sh dev

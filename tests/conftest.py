@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import structlog
 
 from common.queue.connection import Server
 from common.queue.embedded import EmbeddedServer
+
+# Tests beside each other are told the width of a terminal that none of them has.
+os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(autouse=True)

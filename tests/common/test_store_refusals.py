@@ -78,8 +78,9 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
     """A small file system of its own at ``folder``."""
     folder.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
-    )
+        ["mount", "-t", "tmpfs", "-o", options, "fleet-test", folder],
+        capture_output=True, text=True,
+    )  # fmt: skip
     if done.returncode != 0:
         pytest.skip(f"may not mount here: {done.stderr.strip()}")
     try:

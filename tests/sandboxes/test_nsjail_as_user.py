@@ -86,7 +86,7 @@ def test_a_normal_user_gets_the_same_sandboxes(python: str, open_house: Path) ->
         [python, "-S", "-m", "pytest", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin",
          "--tb=short", f"--basetemp={own}/pytest", "-k", "not nsjail-cgroup", *SUITES],
         user=NOBODY, group=NOBODY, extra_groups=[], cwd=repository, capture_output=True,
-        text=True, timeout=280, check=False,
+        text=True, timeout=500, check=False,
         env={"HOME": str(own), "TMPDIR": str(own), "PYTHONPATH": pythonpath, "LANG": "C.UTF-8",
              "PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1",
              "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
