@@ -17,7 +17,7 @@ from typing import Any
 from common.failures import ConfigurationError
 from common.logs import logger
 from common.metrics import Metrics
-from common.queue.connection import Server
+from common.queue.connection import MemoryFull, Server
 from common.queue.scene_queue import NewTask, PublishReply
 from common.settings import Settings
 from common.task import SceneName
@@ -93,6 +93,8 @@ class Follower:
         self._shared = False
         self._ahead: tuple[Chunk, Parsed] | None = None
         self._since_reminder = 0
+        self._portion = _BATCH_BYTES
+        """Most that one call offers: less than that once the server had no memory for it."""
         self._looked = 0.0
         self._finished = Finished(scenes.settings.output)
         self._before = 0
@@ -190,7 +192,7 @@ class Follower:
             if isinstance(item, Work):
                 units += len(item.new.payloads)
                 weight += item.weight
-                if parsed and (units > most or weight > _BATCH_BYTES):
+                if parsed and (units > most or weight > self._portion):
                     break
             parsed.append((line, item))
         return chunk.cut(len(parsed)), parsed
@@ -255,7 +257,14 @@ class Follower:
         work = [(line, item) for line, item in work if line.offset >= start.offset]
         if start.reread or start.recover:
             work = await self._unfinished(reader, work)
-        reply = await self._send(reader, [item.new for _, item in work], end)
+        try:
+            reply = await self._send(reader, [item.new for _, item in work], end)
+        except MemoryFull:
+            # The call itself takes memory there, as long as it is refused: without this, a server
+            # that is empty but for it would be full for ever.
+            self._portion = min(self._portion, sum(item.weight for _, item in work)) // 2
+            return []
+        self._portion = min(_BATCH_BYTES, max(1, self._portion) * 2)
         self._scenes.set_blocked(reader.name, reply.outcome == "full")
         if reply.outcome == "moved" and not self._shared:
             self._shared = True

@@ -81,11 +81,13 @@ class Reader:
 
         When somebody else moved the position, ours becomes theirs; whether it fits the file is
         seen at the next read. When the queue has forgotten where we were, `forgotten` is set.
+        Raises `MemoryFull` where less of it may fit: for a single task room is waited for.
         """
         new = str(self.position.after(end))
         reply = await self._queue.publish(
-            tasks, file=self._file, expected=self._stored, new=new, max_backlog=max_backlog
-        )
+            tasks, file=self._file, expected=self._stored, new=new, max_backlog=max_backlog,
+            wait_for_memory=len(tasks) <= 1,
+        )  # fmt: skip
         if reply.outcome == "published":
             self._take(new)
         elif reply.outcome == "moved":

@@ -60,6 +60,10 @@ class ServerGone(Exception):
     """The server did not answer within the caller's patience."""
 
 
+class MemoryFull(Exception):
+    """The server has no memory for this much now; less of it may fit."""
+
+
 class Server:
     """One Valkey or Redis, or the master behind Sentinels, asked asynchronously.
 
@@ -109,17 +113,27 @@ class Server:
 
     # -- asking ------------------------------------------------------------------------------
 
-    async def fcall(self, name: str, keys: Sequence[str], argv: Sequence[Any]) -> Any:
-        """Call a function of the library; loads it where it is missing. Safe to repeat."""
+    async def fcall(
+        self, name: str, keys: Sequence[str], argv: Sequence[Any], *, wait_for_memory: bool = True
+    ) -> Any:
+        """Call a function of the library; loads it where it is missing. Safe to repeat.
+
+        Without ``wait_for_memory`` a server that is full is not waited for: raises `MemoryFull`.
+        """
         full = self._names.get(name)
         if full is None:
             full = self._names[name] = f"{name}_{scripts.library()[0]}"
-        return await self.run("FCALL", full, len(keys), *keys, *argv)
+        return await self.run(
+            "FCALL", full, len(keys), *keys, *argv, wait_for_memory=wait_for_memory
+        )
 
-    async def run(self, *command: Any, load: Load = scripts.load) -> Any:
+    async def run(
+        self, *command: Any, load: Load = scripts.load, wait_for_memory: bool = True
+    ) -> Any:
         """Send a command that does not block and is safe to repeat; waits out an absent server.
 
-        ``load`` puts the library of a function that is not there on the server.
+        ``load`` puts the library of a function that is not there on the server;
+        ``wait_for_memory`` as in `fcall`.
         """
         channel = self._channel
         if channel is not None and channel.open:  # the hot path
@@ -131,7 +145,9 @@ class Server:
                 # What the server will not do now is asked again below; what it did wrong is not.
                 if not scripts.is_missing(error) and not _is_passing(error):
                     raise
-        return await self.persist(lambda: self._call(command, load))
+        return await self.persist(
+            lambda: self._call(command, load), wait_for_memory=wait_for_memory
+        )
 
     async def _call(self, command: tuple[Any, ...], load: Load) -> Any:
         channel = await self._opened()
@@ -164,10 +180,11 @@ class Server:
         )
         return self._channel
 
-    async def persist(self, ask: Any) -> Any:
+    async def persist(self, ask: Any, *, wait_for_memory: bool = True) -> Any:
         """Await ``ask()``, again and again with spread back-off while the server is away.
 
-        Raises `ServerGone` when patience ends, `ConfigurationError` when the server refuses us.
+        Raises `ServerGone` when patience ends, `ConfigurationError` when the server refuses us,
+        and `MemoryFull` as `fcall` does.
         """
         began, attempt = time.monotonic(), 0
         while True:
@@ -195,6 +212,8 @@ class Server:
             if self.patience is not None and away >= self.patience:
                 raise ServerGone(self._farewell(trouble)) from None
             self._complain(trouble, away)
+            if isinstance(trouble, redis.exceptions.OutOfMemoryError) and not wait_for_memory:
+                raise MemoryFull(_words(trouble)) from None
             if isinstance(trouble, _MOVED) or str(trouble).startswith("UNBLOCKED"):
                 await self._turn_away()
             pause = min(_LONGEST_PAUSE, 0.1 * 2 ** min(attempt, 6))

@@ -152,16 +152,20 @@ class SceneQueue:
         expected: str = "-",
         new: str = "-",
         max_backlog: int = 1 << 62,
+        wait_for_memory: bool = True,
     ) -> PublishReply:
         """Queue tasks and move the file's position.
 
         All or nothing, and harmless to repeat: it happens only if the position is ``expected``.
+        Without ``wait_for_memory`` raises `MemoryFull` where the server has no room for them now.
         """
         argv: list[Any] = [file, expected, new, max_backlog]
         for task in tasks:
             argv += (task.task_id, task.lane, len(task.payloads))
             argv += task.payloads
-        reply = await self.server.fcall("publish", (self.keys.prefix, *self.keys.lanes), argv)
+        reply = await self.server.fcall(
+            "publish", (self.keys.prefix, *self.keys.lanes), argv, wait_for_memory=wait_for_memory
+        )
         if reply[0] == -1:
             return PublishReply("moved", position=reply[1].decode())
         if reply[0] == -2:

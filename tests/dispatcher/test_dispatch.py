@@ -309,3 +309,30 @@ async def test_what_only_a_person_can_mend_ends_it(desk: Desk, tmp_path: Path) -
         await desk.once(tmp_path)
     with pytest.raises(ConfigurationError, match=r"cannot read .*tasks.jsonl: No such file"):
         await desk.once()
+
+
+async def test_what_a_server_has_no_memory_for_at_once_goes_in_by_portions(desk: Desk) -> None:
+    queue, memory = SceneQueue(desk.server, "code"), desk.server.client
+
+    async def some() -> bool:
+        return (await queue.counts())["tasks"] > 1
+
+    async def all_of_them() -> bool:
+        return (await queue.counts())["tasks"] == 5
+
+    try:
+        async with desk.following():
+            desk.append(line("first") + b"\n")
+            await desk.arrived(["first"])
+            room = (await memory.info("memory"))["used_memory"] + 120_000
+            await memory.config_set("maxmemory", room)
+            # The call itself takes memory there: four lines would never fit, and nobody frees any.
+            desk.append(b"".join(
+                line(f"t{n}", metadata={"fill": "x" * 60_000}) + b"\n" for n in range(4)
+            ))  # fmt: skip
+            await eventually(some, "some of them are in")
+            assert not await all_of_them()
+            await memory.config_set("maxmemory", 0)
+            await eventually(all_of_them, "the rest follows once there is room")
+    finally:
+        await memory.config_set("maxmemory", 0)

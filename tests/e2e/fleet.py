@@ -76,9 +76,10 @@ def end(running: subprocess.Popen[bytes]) -> int:
 def _started_by(pid: int) -> Iterator[int]:
     """Yield the processes that ``pid`` started, and theirs."""
     for threads in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in threads.read_text().split():
-            yield int(child)
-            yield from _started_by(int(child))
+        with suppress(FileNotFoundError, ProcessLookupError):  # that thread has ended
+            for child in threads.read_text().split():
+                yield int(child)
+                yield from _started_by(int(child))
 
 
 def write_tasks(path: Path, tasks: Iterable[dict[str, Any]]) -> Path:
