@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +66,7 @@ async def untouched_host(tmp_path: Path) -> AsyncIterator[Host]:
     canary = tmp_path / "canary"
     canary.write_text("canary")
     canary.chmod(0o666)
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(socket.AF_UNIX) as unix:
+    with _listening() as listener, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(f"\0fleet-test-{os.getpid()}")
         unix.listen()
         host = Host(canary, listener, unix, mounts(), open_ones(), set(descendants(os.getpid())))
@@ -84,6 +86,14 @@ async def untouched_host(tmp_path: Path) -> AsyncIterator[Host]:
         return not left and set(descendants(os.getpid())) <= host.below
 
     await eventually(all_gone, "every process of the sandboxes is gone", within=5)
+
+
+def _listening() -> socket.socket:
+    """Listen on a port that nobody else can be looking for: none of those given to whoever asks."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with suppress(OSError):
+            return socket.create_server(("127.0.0.1", port))
+    raise AssertionError("none of a hundred ports is free")
 
 
 @pytest.fixture

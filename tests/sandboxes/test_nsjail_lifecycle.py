@@ -299,7 +299,9 @@ async def test_a_jail_that_dies_while_its_files_are_put_in_is_ended_once(
     ) -> None:
         (record,) = noted(records)
         assert record.jail is not None
+        inside = [ProcessMark.of(pid) for pid in descendants(record.jail.pid)]
         record.jail.send(signal.SIGKILL)
+        await eventually(lambda: not any(one and one.alive() for one in inside), "it is dead")
         await write(self, path, data, mode=mode)
 
     monkeypatch.setattr(AgentSandbox, "write_file", write_into_a_dying_jail)
