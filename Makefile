@@ -14,11 +14,12 @@ demo:  ## 24 tasks, a real model, real jails: trajectories, reviews and an SFT f
 	@scripts/setup.sh embedded
 	@scripts/demo.sh $(DEMO)
 
-# Tests wait more than they work.
+# Tests wait more than they work; the small model does not, and has its turn alone.
 AT_ONCE := 3
 test:  ## the whole test suite, three tests at a time (AT_ONCE=1: one after the other)
 	@scripts/setup.sh dev
-	$(V)/pytest -n $(AT_ONCE) --dist worksteal
+	$(V)/pytest -n $(AT_ONCE) --dist worksteal -m "not (chaos or docker or embedded)"
+	$(V)/pytest -m embedded
 
 test-docker:  ## what needs Docker: both other back-ends for real, the worker in a container (as root)
 	@scripts/setup.sh dev
