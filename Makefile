@@ -15,8 +15,8 @@ demo:  ## 24 tasks, a real model, real jails: trajectories, reviews and an SFT f
 	@scripts/demo.sh $(DEMO)
 
 # Tests wait more than they work; the small model does not, and has its turn alone.
-AT_ONCE := 3
-test:  ## the whole test suite, three tests at a time (AT_ONCE=1: one after the other)
+AT_ONCE := 2
+test:  ## the whole test suite, two tests at a time (AT_ONCE=1: one after the other)
 	@scripts/setup.sh dev
 	$(V)/pytest -n $(AT_ONCE) --dist worksteal -m "not (chaos or docker or embedded)"
 	$(V)/pytest -m embedded
