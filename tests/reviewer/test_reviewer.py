@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import orjson
@@ -26,6 +24,7 @@ from reviewer.reviewer import Reviewer
 from reviewer.rubric import Rubric
 from tests.exporters.attempts import attempt
 from tests.helpers import eventually, task, units
+from tests.reviewer.running import reviewing
 
 
 async def test_missing_and_altered_attempts_end_as_dead_letters_and_hold_up_nobody(
@@ -57,22 +56,6 @@ async def test_missing_and_altered_attempts_end_as_dead_letters_and_hold_up_nobo
     counts = await queue.counts()
     assert (counts["tasks_accepted"], counts["tasks_dead"]) == (1, 18)
     assert counts.unaccounted == 0
-
-
-@asynccontextmanager
-async def reviewing(server: Server, output: Path) -> AsyncIterator[None]:
-    """A reviewer in this process, until the block ends."""
-    settings = load(lease=2.0, redis_url=server.url, output=output)
-    draining = asyncio.Event()
-    reviewer = Reviewer(
-        settings, server, Store(output), ["code"], Metrics(), Health(), consumer="r"
-    )
-    running = asyncio.create_task(reviewer.run(draining))
-    try:
-        yield
-    finally:
-        draining.set()
-        await asyncio.wait_for(running, 20)
 
 
 async def two_files_of_one_entry(server: Server, store: Store) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -19,20 +16,18 @@ from common.queue.control import Who
 from common.queue.scene_queue import SceneQueue
 from common.quota.budgets import BudgetWatch, read_budgets, set_budget
 from common.review import Judgement, JudgeReport, Proposal, Review
-from common.serve import Health
-from common.settings import load
 from common.store import Store
 from common.task import Assignment
 from common.trajectory import Trajectory, Verdict
 from reviewer.counsel import Counsel
 from reviewer.judge.calibration import Calibration, Calibrations
 from reviewer.judge.prompt import PROMPT_SHA256
-from reviewer.reviewer import Reviewer
 from reviewer.rubric import Rubric, rubric_for
 from tests.e2e.fleet import process
 from tests.exporters.attempts import attempt
 from tests.helpers import eventually, task, units
 from tests.reviewer.endings import FAILED, PASSED, step
+from tests.reviewer.running import reviewing
 from tests.standin import Script, Standin, Turn
 
 CHECKED = {"checks": [{"type": "stdout", "expected": "1"}]}
@@ -65,27 +60,6 @@ async def review_of(store: Store, name: str) -> Review:
 
     await eventually(there, f"{name} is reviewed", within=40)
     return found[0]
-
-
-@asynccontextmanager
-async def reviewing(
-    server: Server, output: Path, metrics: Metrics | None = None, ttl: float = 60.0, **more: Any
-) -> AsyncIterator[None]:
-    """A reviewer in this process, until the block ends. ``ttl``: of what people are asked."""
-    settings = load(
-        lease=2.0, redis_url=server.url, output=output, ask_people="early", approval_ttl=ttl
-    )
-    draining = asyncio.Event()
-    reviewer = Reviewer(
-        settings, server, Store(output), ["code"], metrics or Metrics(), Health(), consumer="r",
-        **more,
-    )  # fmt: skip
-    running = asyncio.create_task(reviewer.run(draining))
-    try:
-        yield
-    finally:
-        draining.set()
-        await asyncio.wait_for(running, 20)
 
 
 async def test_nothing_is_sent_back_that_no_budget_could_pay_for(

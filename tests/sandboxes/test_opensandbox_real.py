@@ -21,6 +21,7 @@ from workers.sandboxes import opensandbox
 from workers.sandboxes.opensandbox import labels, probe
 from workers.sandboxes.protocol import (
     Sandbox,
+    SandboxLost,
     SandboxProvider,
     SandboxStartError,
     SandboxUnsupported,
@@ -211,15 +212,14 @@ async def test_the_execd_of_its_own_container_obeys_no_program(provider: Sandbox
 HOG = """
 import os, time
 open("/proc/self/oom_score_adj", "w").write("{score}")
-for n in range(4):
+for n in range({count}):
     if os.fork() == 0:
-        x = bytearray(60 << 20)
+        x = bytearray({mb} << 20)
         for i in range(0, len(x), 4096): x[i] = 1
         time.sleep(1)
         os._exit(0)
-raise SystemExit(any([os.wait()[1] for n in range(4)]))
+raise SystemExit(any([os.wait()[1] for n in range({count})]))
 """
-"""Few and large: of one score, the kernel takes the largest, which must be one of these."""
 
 
 @pytest.mark.parametrize("score", ["0", "1000"])
@@ -229,9 +229,23 @@ async def test_programs_are_killed_for_want_of_memory_before_what_watches_them(
     async with await provider.start(SandboxSpec(limits=Limits(memory_mb=96))) as sandbox:
         scores = "import os; print(open('/proc/self/oom_score_adj').read(), os.getppid())"
         assert (await sandbox.run_python(scores)).stdout.startswith("500\n")
-        result = await sandbox.run_python(HOG.format(score=score), timeout=20)
+        # Few and large: of one score, the kernel takes the largest, which must be one of these.
+        result = await sandbox.run_python(HOG.format(score=score, count=4, mb=60), timeout=20)
         assert result.status == "oom", result
         assert (await sandbox.exec("echo on")).stdout == "on\n"
+
+
+async def test_many_small_programs_that_want_all_memory_end_alone_or_with_their_sandbox(
+    provider: SandboxProvider,
+) -> None:
+    async with await provider.start(SandboxSpec(limits=Limits(memory_mb=96))) as sandbox:
+        # None may be larger than what watches them: whom the kernel takes then is its affair.
+        try:
+            result = await sandbox.run_python(HOG.format(score=0, count=12, mb=20), timeout=20)
+            assert result.status == "oom", result
+            assert (await sandbox.exec("echo on")).stdout == "on\n"
+        except SandboxLost:
+            assert not await sandbox.is_alive()
 
 
 async def test_a_wrong_key_and_a_missing_image_are_told_apart(closed: str) -> None:
